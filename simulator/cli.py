@@ -1,0 +1,339 @@
+"""The command line: `shardsim run`, `compare`, `list`, `show`, `schema`.
+
+Only typer is loaded at import; what a command needs is loaded inside it, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+
+import typer
+
+import simulator
+from simulator.errors import ScenarioError, Violation
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from simulator.config.scenario import Scenario
+
+BAD_INPUT, DOES_NOT_FIT, FAULT, INTERRUPTED = 2, 3, 1, 130
+"""Exit statuses besides 0."""
+MAX_PRINTED_PROBLEMS = 200
+_NEW_ISSUE = "please report it with the scenario and this message"
+
+app = typer.Typer(
+    name="shardsim",
+    help="Simulates one training step of a very large transformer on a modelled cluster: memory, communication, time.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ScenarioArgument = Annotated[str, typer.Argument(metavar="SCENARIO", help="A scenario file or a built-in name.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a value by dotted path; repeatable.")
+]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - is stdout.")
+]
+CsvOption = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the result as CSV; - is stdout.")]
+TraceOption = Annotated[
+    str | None, typer.Option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev; - is stdout.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no report.")]
+FitOption = Annotated[bool, typer.Option("--require-fit", help="Exit with status 3 if the job does not fit.")]
+
+
+class Listed(StrEnum):
+    """Kinds of built-in things; singular names are accepted too."""
+
+    MODELS = "models"
+    CLUSTERS = "clusters"
+    SCHEDULES = "schedules"
+    SCENARIOS = "scenarios"
+
+
+class Schema(StrEnum):
+    """Kinds of files with a JSON Schema."""
+
+    SCENARIO = "scenario"
+    CLUSTER = "cluster"
+    MODEL = "model"
+
+
+KindArgument = Annotated[str, typer.Argument(metavar="KIND", help="models, clusters, schedules or scenarios.")]
+
+
+def main() -> None:
+    """Runs the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without the letter shows ?
+    with _exits():
+        app(prog_name="shardsim")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"shardsim {simulator.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    scenario: ScenarioArgument,
+    changes: SetOption = None,
+    json: JsonOption = None,
+    csv: CsvOption = None,
+    trace: TraceOption = None,
+    quiet: QuietOption = False,
+    require_fit: FitOption = False,
+) -> None:
+    """Simulate one scenario and print its report."""
+    with _exits():
+        files = _checked_files({"--json": json, "--csv": csv, "--trace": trace}, [scenario])
+        from simulator.config.scenario import read_scenario
+
+        resolved = read_scenario(scenario, _overrides(changes))
+        from simulator.report.tables import report_csv
+        from simulator.report.terminal import print_report
+        from simulator.simulate import simulate, simulate_traced
+
+        report, timeline = (simulate(resolved), None) if trace is None else simulate_traced(resolved)
+        json_text = "" if json is None else _json_text(report.to_dict())
+        csv_text = "" if csv is None else report_csv(report)
+        _write_text("--json", json, json_text)
+        _write_text("--csv", csv, csv_text)
+        _write_trace(trace, timeline)
+        if not quiet and "-" not in files:
+            print_report(report, _console())
+        if require_fit and not report.memory.fits:
+            if quiet or "-" in files:
+                _tell(f"{resolved.name} does not fit: {report.memory.shortfall_bytes} bytes short")
+            _stop(DOES_NOT_FIT)
+
+
+@app.command()
+def compare(
+    scenarios: Annotated[
+        list[str], typer.Argument(metavar="SCENARIO…", help="Scenario files or built-in names; variants are included.")
+    ],
+    changes: SetOption = None,
+    json: JsonOption = None,
+    csv: CsvOption = None,
+    trace: Annotated[
+        str | None, typer.Option("--trace", metavar="FILE", help="Write the timeline of the best one; - is stdout.")
+    ] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Simulate several scenarios, or the variants of one, and print them side by side, best first."""
+    with _exits():
+        files = _checked_files({"--json": json, "--csv": csv, "--trace": trace}, scenarios)
+        resolved = _read_all(scenarios, _overrides(changes))
+        from simulator.compare import ranked
+        from simulator.report.comparison import comparison_table, print_comparison
+        from simulator.report.tables import comparison_csv
+        from simulator.simulate import simulate_traced
+
+        results = ranked(resolved)
+        reports = [report for _, report in results]
+        timeline = None if trace is None else simulate_traced(results[0][0])[1]
+        everything = {"results": [report.to_dict() for report in reports], "table": comparison_table(reports)}
+        json_text = "" if json is None else _json_text(everything)
+        csv_text = "" if csv is None else comparison_csv(reports)
+        _write_text("--json", json, json_text)
+        _write_text("--csv", csv, csv_text)
+        _write_trace(trace, timeline)
+        if not quiet and "-" not in files:
+            print_comparison(reports, _console())
+
+
+@app.command(name="list")
+def list_builtin(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[KIND]", help="models, clusters, schedules or scenarios.")
+    ] = None,
+) -> None:
+    """List what is built in."""
+    with _exits():
+        from simulator.config.listing import listing
+
+        for each in [_kind(kind)] if kind is not None else list(Listed):
+            if kind is None:
+                typer.echo(f"{each}:")
+            rows = listing(each.value)
+            width = max((len(name) for name, _ in rows), default=0)
+            for name, about in rows:
+                typer.echo(f"{'' if kind else '  '}{name:<{width}}  {about}".rstrip())
+
+
+@app.command()
+def show(
+    kind: KindArgument, name: Annotated[str, typer.Argument(metavar="NAME", help="As `shardsim list` names it.")]
+) -> None:
+    """Print a built-in model, cluster, schedule or scenario in full, with its sources."""
+    with _exits():
+        from simulator.config.listing import full_text
+
+        typer.echo(full_text(_kind(kind).value, name), nl=False)
+
+
+@app.command()
+def schema(kind: Annotated[Schema, typer.Argument(help="The kind of file.")] = Schema.SCENARIO) -> None:
+    """Print the JSON Schema of a kind of file, for editors."""
+    with _exits():
+        from simulator.config.schema import SchemaKind, json_schema
+
+        typer.echo(_json_text(json_schema(SchemaKind(kind.value))), nl=False)
+
+
+def _kind(text: str) -> Listed:
+    for kind in Listed:
+        if text.lower() in (kind.value, kind.value.removesuffix("s")):
+            return kind
+    why = "these are the kinds of things that are built in"
+    raise ScenarioError([_violation("", f"{text[:40]!r} is not a kind", why, f"write one of {', '.join(Listed)}")])
+
+
+def _checked_files(files: dict[str, str | None], inputs: Sequence[str]) -> list[str]:
+    from simulator.outputs import check_outputs
+
+    check_outputs(files, inputs=tuple(inputs))
+    return [name for name in files.values() if name is not None]
+
+
+def _overrides(changes: Sequence[str] | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    problems = []
+    for change in changes or ():
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            why = "--set changes one value of the scenario by its dotted path"
+            mend = "write KEY=VALUE, for example --set layout.tp=8"
+            problems.append(_violation(f"--set {change[:80]}", "has no key and value", why, mend))
+        found.pop(key.strip(), None)  # the last of several counts, and is applied last
+        found[key.strip()] = value
+    if problems:
+        raise ScenarioError(problems)
+    return found
+
+
+def _read_all(names: Sequence[str], overrides: dict[str, str]) -> list[Scenario]:
+    """Returns all scenarios and their variants, or raises the problems of all files at once."""
+    from simulator.config.scenario import read_variants
+
+    found: list[Scenario] = []
+    problems: list[Any] = []
+    for name in names:
+        try:
+            found += read_variants(name, overrides)
+        except ScenarioError as error:
+            problems += error.problems
+    if not problems and len(found) < 2:
+        why = "a comparison needs two results"
+        problems = [
+            _violation(names[0], "has no variants", why, "name a second scenario, or add variants: to this one")
+        ]
+    if problems:
+        raise ScenarioError(list(dict.fromkeys(problems)))
+    return found
+
+
+def _write_text(option: str, name: str | None, text: str) -> None:
+    if name is not None:
+        from simulator.outputs import write_output
+
+        write_output(option, name, lambda file: file.write(text))
+
+
+def _write_trace(name: str | None, timeline: Any) -> None:
+    if name is None:
+        return
+    from simulator.outputs import write_output
+    from simulator.report.trace import write_trace
+
+    def write(file: TextIO) -> None:
+        coverage = write_trace(timeline, file)
+        if coverage.left_out:
+            _tell(f"the trace leaves out {len(coverage.left_out)} rank classes to stay within a size that viewers open")
+
+    write_output("--trace", name, write)
+
+
+def _json_text(value: object) -> str:
+    import json
+
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(file=sys.stdout, highlight=False)
+
+
+def _violation(path: str, problem: str, why: str, mend: str) -> Violation:
+    return Violation(path=path, problem=problem, why=why, mend=mend)
+
+
+@contextlib.contextmanager
+def _exits() -> Iterator[None]:
+    """Turns what ends a command early into its exit status and message."""
+    try:
+        yield
+        sys.stdout.flush()
+    except ScenarioError as error:
+        shown = error.problems[:MAX_PRINTED_PROBLEMS]
+        more = len(error.problems) - len(shown)
+        print(ScenarioError(shown), file=sys.stderr)
+        if more:
+            print(f"… and {more} more problems", file=sys.stderr)
+        _stop(BAD_INPUT)
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        _stop(INTERRUPTED)
+    except BrokenPipeError:  # the reader has gone (`| head`)
+        _abandon_output()
+        _stop(0)
+    except OSError as error:
+        _abandon_output()
+        _tell(f"cannot read or write: {error}")
+        _stop(BAD_INPUT)
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] in ("typer", "click"):  # usage errors and exits belong to typer
+            raise
+        if os.environ.get("SHARDSIM_TRACEBACK") == "1":
+            raise
+        _tell(f"fault of the program: {type(error).__name__}: {str(error)[:500]}")
+        print(f"  {_NEW_ISSUE}; SHARDSIM_TRACEBACK=1 shows where it happened", file=sys.stderr)
+        _stop(FAULT)
+
+
+def _abandon_output() -> None:
+    """Points standard output elsewhere, as Python flushes it once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell(message: str) -> None:
+    print(f"shardsim: {message}", file=sys.stderr)
+
+
+def _stop(status: int) -> NoReturn:
+    raise SystemExit(status)

@@ -1,0 +1,73 @@
+"""What is built in, one line each, and one of them in full."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+
+from simulator.config.document import Node, Place, read_document
+from simulator.config.library import Kind, builtin_path, list_builtin, suggestion
+from simulator.config.wording import listed, nearest, shortened
+from simulator.errors import ScenarioError
+from simulator.schedule import SCHEDULES
+
+SCHEDULE_KIND = "schedules"
+
+
+def listing(kind: str) -> list[tuple[str, str]]:
+    """Returns names with one line about each.
+
+    Args:
+        kind: `models`, `clusters`, `scenarios` or `schedules`.
+    """
+    if kind == SCHEDULE_KIND:
+        return [(name, _about_schedule(name).splitlines()[0]) for name in SCHEDULES]
+    found = []
+    for name in list_builtin(Kind(kind)):
+        path = builtin_path(Kind(kind), name)
+        found.append((name, "" if path is None else _about_file(path)))
+    return found
+
+
+def full_text(kind: str, name: str) -> str:
+    """Returns the file of a built-in name as it is, sources included; of a schedule its description.
+
+    Raises:
+        ScenarioError: nothing of this name is built in.
+    """
+    if kind == SCHEDULE_KIND:
+        if name not in SCHEDULES:
+            guess = nearest(name, SCHEDULES)
+            raise _unknown(kind, name, f"did you mean {guess}?" if guess else f"write one of {listed(list(SCHEDULES))}")
+        return f"{name}: {_about_schedule(name).rstrip()}\n"
+    path = builtin_path(Kind(kind), name)
+    if path is None:
+        raise _unknown(kind, name, suggestion(Kind(kind), name))
+    return path.read_text(encoding="utf-8")
+
+
+def _about_schedule(name: str) -> str:
+    """Returns the description of a schedule: that of its module."""
+    return inspect.getdoc(sys.modules[SCHEDULES[name].build.__module__]) or name
+
+
+def _about_file(path: Path) -> str:
+    root, _ = read_document(path)
+    size, about = _text(root, "nominal_parameters"), _text(root, "description")
+    one_line = " ".join(about.split())
+    return f"{size:>8}  {one_line}" if size else one_line
+
+
+def _text(root: Node, key: str) -> str:
+    node = root.child(key)
+    return node.value if node is not None and isinstance(node.value, str) else ""
+
+
+def _unknown(kind: str, name: str, mend: str) -> ScenarioError:
+    place = Place(file="shardsim show")
+    singular = kind.removesuffix("s")
+    problem = f"{shortened(name)!r} is not a built-in {singular}"
+    return ScenarioError(
+        [place.problem("", problem, why=f"`shardsim list {kind}` names them all", mend=mend).violation]
+    )

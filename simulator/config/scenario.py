@@ -1,0 +1,228 @@
+"""From a scenario file to a `Scenario`, or to every problem of the file at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from simulator.config.document import Entry, Node, Place, entries_of, read_document
+from simulator.config.form import check_form, place_of, placed
+from simulator.config.library import FILE_ENDINGS, Kind, builtin_path, looks_like_path, shown_path, suggestion
+from simulator.config.overrides import Override, apply_override, command_line_overrides, variant_overrides
+from simulator.config.scenario_form import Origin, Scenario, ScenarioForm
+from simulator.config.wording import shortened
+from simulator.errors import Problem, ScenarioError, Violation
+from simulator.parallel.rules import scenario_violations
+
+__all__ = ["Scenario", "problems_of", "read_scenario", "read_variants"]
+
+_REFERENCES = {"model": Kind.MODELS, "cluster": Kind.CLUSTERS}
+
+
+def read_scenario(path: str | Path, overrides: Mapping[str, str] | None = None) -> Scenario:
+    """Returns the scenario of a file, all rules passed.
+
+    Args:
+        path: a scenario file, or the name of a built-in scenario.
+        overrides: value by dotted key, as `--set` takes them: `{"layout.tp": "8"}`.
+
+    Raises:
+        ScenarioError: every problem of the file, with lines.
+    """
+    return _read(path, overrides or {}, variant_rules=False)[0]
+
+
+def read_variants(path: str | Path, overrides: Mapping[str, str] | None = None) -> list[Scenario]:
+    """Returns the scenario of a file and then each of its variants, named `scenario / variant`, all rules passed.
+
+    Args:
+        path: a scenario file, or the name of a built-in scenario.
+        overrides: value by dotted key; they hold for all variants, whose own values come after them.
+
+    Raises:
+        ScenarioError: every problem of the file and its variants, with lines.
+    """
+    return _read(path, overrides or {}, variant_rules=True)
+
+
+def problems_of(violations: Iterable[Violation], origin: Origin | None) -> list[Problem | Violation]:
+    """Returns the violations with the file and line of the value at fault, or of the nearest key above it.
+
+    Args:
+        violations: broken rules, with dotted paths such as `layout.tp` or `cluster.tiers.0.size`.
+        origin: of the scenario; None leaves the violations as they are.
+    """
+    if origin is None:
+        return list(violations)
+    return list(_with_places(violations, origin))
+
+
+def _with_places(violations: Iterable[Violation], origin: Origin) -> list[Problem]:
+    found = []
+    for violation in violations:
+        parts = violation.path.replace("[", ".").replace("]", "").split(".") if violation.path else []
+        found.append(placed(violation, place_of(origin.root, tuple(parts))))
+    return found
+
+
+def _in_variant(problem: Problem, name: str) -> Problem:
+    text = f"{problem.violation.problem} (in variant {shortened(name)})"
+    return replace(problem, violation=replace(problem.violation, problem=text))
+
+
+def _read(path: str | Path, overrides: Mapping[str, str], *, variant_rules: bool) -> list[Scenario]:
+    """Returns the scenario and then its variants; the form of variants is always checked, their rules on demand."""
+    source = _read_source(path, overrides)
+    base, problems = source.build()
+    scenarios = [base]
+    said = {problem.violation for problem in problems}  # a fault that the variants share is told once
+    for name, variant in source.variants():
+        changes = variant_overrides(variant)
+        scenario, found = source.build(variant=name, changes=changes, rules=variant_rules)
+        scenarios.append(scenario)
+        problems += [_in_variant(each, name) for each in found if each.violation not in said]
+    if problems:
+        files = list(dict.fromkeys([source.root.place.file, *(each.file for each in problems)]))
+        problems.sort(key=lambda each: (files.index(each.file), each.line, each.column))
+        raise ScenarioError(problems)
+    return [scenario for scenario in scenarios if scenario is not None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Source:
+    """A scenario file as it was read, and what the command line changes in it."""
+
+    path: Path
+    root: Node
+    problems: tuple[Problem, ...]
+    overrides: tuple[Override, ...]
+
+    def variants(self) -> list[tuple[str, Node]]:
+        """Returns the entries of `variants:` that are mappings; for others the form has its word."""
+        variants = self.root.child("variants")
+        found = [] if variants is None else [(name, entry.node) for name, entry in entries_of(variants)]
+        return [(name, node) for name, node in found if isinstance(node.value, Mapping)]
+
+    def build(
+        self, *, variant: str = "", changes: Sequence[Override] = (), rules: bool = True
+    ) -> tuple[Scenario | None, list[Problem]]:
+        """Returns the scenario, or one of its variants, and every problem."""
+        problems = list(self.problems)
+        root, late = self.root, []
+        for change in (*self.overrides, *changes):
+            if len(change.path) == 1 and change.path[0] in _REFERENCES:
+                root, found = apply_override(root, change)
+                problems += found
+            else:
+                late.append(change)
+        unresolved = set()
+        for key, kind in _REFERENCES.items():
+            root, found, resolved = _resolved(root, key, kind, self.path.parent)
+            problems += found
+            if not resolved:
+                unresolved.add(key)
+        for change in late:
+            if change.path[0] not in unresolved:
+                root, found = apply_override(root, change)
+                problems += found
+        filled, found = check_form(root, ScenarioForm, unresolved=frozenset(unresolved))
+        problems += found
+        if filled is None or problems:
+            return None, problems
+        origin = Origin(root=root, variant=variant)
+        scenario = _scenario(filled, origin)
+        return scenario, _broken_rules(scenario, origin) if rules else []
+
+
+def _read_source(path: str | Path, overrides: Mapping[str, str]) -> _Source:
+    file, shown = _located(path)
+    root, doubled = read_document(file, shown=shown)
+    changes, problems = command_line_overrides(overrides)
+    return _Source(path=file, root=root, problems=(*doubled, *problems), overrides=tuple(changes))
+
+
+def _located(path: str | Path) -> tuple[Path, str]:
+    """Returns the file of a path or built-in name, and its name in messages."""
+    name = str(path)
+    file = Path(path)
+    if not _exists(file) and isinstance(path, str) and not looks_like_path(name):
+        built_in = builtin_path(Kind.SCENARIOS, name)
+        if built_in is None:
+            mend = suggestion(Kind.SCENARIOS, name)
+            why = "a scenario is a YAML file or the name of a built-in scenario"
+            problem = f"{shortened(name)!r} is neither a file nor a built-in scenario"
+            raise ScenarioError([Place(file=shortened(name)).problem("", problem, why=why, mend=mend)])
+        return built_in, shown_path(built_in)
+    return file, name
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _resolved(root: Node, key: str, kind: Kind, folder: Path) -> tuple[Node, list[Problem], bool]:
+    """Returns the tree with a name or path at `key` replaced by what it stands for, and whether that worked."""
+    entry = root.value.get(key) if isinstance(root.value, Mapping) else None
+    if entry is None or not isinstance(entry.node.value, str) or not isinstance(root.value, Mapping):
+        return root, [], True
+    text, place = entry.node.value, entry.node.place
+    found = _referenced(text, kind, folder)
+    if isinstance(found, Violation):
+        return root, [placed(found, place)], False
+    try:
+        node, problems = read_document(found, shown=shown_path(found))
+    except ScenarioError as error:
+        return root, [each for each in error.problems if isinstance(each, Problem)], False
+    entries = {**root.value, key: Entry(key_place=entry.key_place, node=node)}
+    return replace(root, value=entries), problems, True
+
+
+def _referenced(text: str, kind: Kind, folder: Path) -> Path | Violation:
+    key = kind.value.removesuffix("s")
+    built_in = builtin_path(kind, text)
+    if built_in is not None:
+        return built_in
+    why = f"{key} is a built-in name, the path of a YAML file, or the {key} itself as a mapping"
+    if text.endswith(".json") and kind is Kind.MODELS:
+        problem = f"{shortened(text)} looks like a Hugging Face config.json, which is not read yet"
+        return Violation(path=key, problem=problem, why=why, mend="write its figures into a model YAML file")
+    for candidate in (folder / text, Path(text)):
+        if _exists(candidate) and not (candidate.is_dir() and not looks_like_path(text)):
+            return candidate
+    if not looks_like_path(text):
+        problem = f"{shortened(text)!r} is not a built-in {key}"
+        return Violation(path=key, problem=problem, why=why, mend=suggestion(kind, text))
+    problem = f"there is no file {shortened(text, 80)}, neither beside the scenario nor in the working directory"
+    stem = Path(text).name
+    for ending in FILE_ENDINGS:
+        stem = stem.removesuffix(ending)
+    return Violation(path=key, problem=problem, why=why, mend=suggestion(kind, stem))
+
+
+def _scenario(filled: ScenarioForm, origin: Origin) -> Scenario:
+    values: dict[str, Any] = {key: getattr(filled, key) for key in ScenarioForm.model_fields}
+    values |= {"devices": filled.devices or 0, "schedule": filled.schedule or ""}
+    if origin.variant:
+        values["name"] = f"{filled.name} / {origin.variant}"
+    return Scenario(**values, origin=origin)
+
+
+def _broken_rules(scenario: Scenario, origin: Origin) -> list[Problem]:
+    try:
+        violations = scenario_violations(
+            scenario.model,
+            scenario.cluster,
+            scenario.devices,
+            scenario.layout,
+            scenario.schedule,
+            scenario.training,
+            scenario.assumptions,
+        )
+    except ScenarioError as error:
+        violations = tuple(each.violation if isinstance(each, Problem) else each for each in error.problems)
+    return _with_places(violations, origin)

@@ -1,0 +1,334 @@
+"""Seconds and bytes of one block of a layer on one rank: what lowering strings together.
+
+A block's compute is cut where its communication stands (see `simulator.model.layers`):
+
+| part | what | forward | backward |
+| --- | --- | --- | --- |
+| entry | norm, router, latent down-projections | one piece | one piece |
+| lead | the linear layers right after the gather | one piece | inputs (I) and weights (W) apart: the gather of the input and the reduction of its gradient run beside them |
+| attention | the attention core | one piece | one piece |
+| rest | everything else between gather and reduction | one piece | one piece |
+| routed | the experts | one piece | one piece |
+| exit | dropout, residual | one piece | one piece |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+from simulator.cluster.cluster import Accelerator
+from simulator.cost.attention import attention_time_s, unfused_attention_time_s
+from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel_model
+from simulator.cost.kernels import KernelModel, elementwise_time_s, gemm_time_s, grouped_gemm_time_s
+from simulator.model.layers import Block
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, Streamed
+from simulator.model.tensors import Axes, Element, Kept, TensorAxis, Tokens
+from simulator.parallel.assumptions import AttentionKernel
+from simulator.parallel.degrees import Degrees, Int
+from simulator.parallel.layout import ContextMethod
+from simulator.parallel.sharding import (
+    Workload,
+    activation_bytes,
+    kept_bytes,
+    local_elements,
+    local_size,
+    local_tokens,
+)
+from simulator.parallel.training import Dtype
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComputeTime:
+    """Seconds of one part of a block, on one rank, for one microbatch."""
+
+    forward_s: float = 0.0
+    """Forward pass."""
+    input_s: float = 0.0
+    """Backward of inputs (I); of everything that has no weights too."""
+    weight_s: float = 0.0
+    """Backward of weights (W)."""
+
+    @property
+    def backward_s(self) -> float:
+        """The whole backward."""
+        return self.input_s + self.weight_s
+
+    def __add__(self, other: ComputeTime) -> ComputeTime:
+        return ComputeTime(
+            forward_s=self.forward_s + other.forward_s,
+            input_s=self.input_s + other.input_s,
+            weight_s=self.weight_s + other.weight_s,
+        )
+
+
+NOTHING = ComputeTime()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCost:
+    """What one block costs one rank for one microbatch."""
+
+    name: str
+    """`attention`, `mlp`, `experts`, `embedding`, `head`."""
+    entry: ComputeTime
+    lead: ComputeTime
+    attention: ComputeTime
+    rest: ComputeTime
+    routed: ComputeTime
+    exit: ComputeTime
+    kept_bytes: Int
+    """Activations kept from forward to backward without recompute, logits left out."""
+    core_kept_bytes: Int
+    """Part of them that selective recompute drops."""
+    logits_bytes: Int
+    """Logits and their fp32 copy (E3.10)."""
+    input_bytes: Int
+    """The block's input: what full recompute keeps."""
+    gathered_bytes: Int
+    """Payload of the gather before the core, and of the reduction of its gradient."""
+    reduced_bytes: Int
+    """Payload of the reduction after the core."""
+    routed_bytes: Int
+    """Payload of dispatch, and of combine: the send buffer of one rank."""
+    expert_gather_bytes: Int
+    """Payload of the gather of routed tokens over the expert tensor group."""
+    context_forward_bytes: Int
+    """Bytes that a rank sends over the context group, forward: K and V rings, or Ulysses' send buffers."""
+    context_backward_bytes: Int
+    """The same, backward."""
+    forward_temporary_bytes: Int
+    """Buffers alive only while the block runs forward."""
+    backward_temporary_bytes: Int
+    """Buffers alive only while the block runs backward: gathered input and gradient, gradients of what was kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """What the price of an operator depends on, beside its shape."""
+
+    kernels: KernelModel
+    """Accelerator and number format."""
+    workload: Workload
+    """The microbatch."""
+    degrees: Degrees
+    """The cuts."""
+    attention: AttentionKernel
+    """Flash or unfused."""
+    context_method: ContextMethod
+    """Ring or Ulysses."""
+    dropout: bool
+    """Dropout inside unfused attention."""
+    sustained: float
+    """Sustained over modelled compute rate."""
+
+
+def accelerator_kernels(accelerator: Accelerator, compute: Dtype) -> KernelModel:
+    """Returns the kernel model of an accelerator computing in a type.
+
+    Coefficients are those of the accelerator's name; peak and memory bandwidth are those of the cluster profile, so
+    that a user may change them. fp16 takes the coefficients of bf16, fp32 and tf32 too with their own peak and size.
+
+    Raises:
+        ScenarioError: there are no coefficients for the accelerator (`coefficient_violations` tells beforehand).
+    """
+    coefficients = kernel_coefficients(accelerator.kernels)
+    has_fp8 = NumberFormat.FP8 in coefficients.formats
+    number_format = NumberFormat.FP8 if compute is Dtype.FP8 and has_fp8 else NumberFormat.BF16
+    model = kernel_model(coefficients, number_format=number_format)
+    peaks = accelerator.peak_flops_per_s
+    attention_type = Dtype.BF16 if compute is Dtype.FP8 else compute
+    return replace(
+        model,
+        **accelerator.compute,
+        peak_flops_per_s=peaks[compute],
+        memory_bytes_per_s=accelerator.memory_bandwidth_bytes_per_s,
+        multiprocessors=accelerator.num_multiprocessors or 0,
+        input_bytes=float(compute.bytes),
+        attention_peak_flops_per_s=peaks[attention_type],
+    )
+
+
+def price_block(block: Block, pricing: Pricing) -> BlockCost:
+    """Returns the cost of a block (E6 for compute, E3 for bytes, E4.9 to E4.11 for payloads)."""
+    workload, degrees = pricing.workload, pricing.degrees
+    lead, attention, rest = _cut_core(block.core)
+    size = activation_bytes(workload.compute)
+    tokens = local_tokens(Tokens.TENSOR, workload, degrees)
+    sequence_tokens = local_tokens(Tokens.SEQUENCE, workload, degrees)
+    kept = [item for operator in block.operators for item in operator.kept]
+    activations = [item for item in kept if not _is_logits(item)]
+    hidden = max(block.gathered_features, block.reduced_features, block.routed_features)
+    gathered = size * tokens * block.gathered_features
+    reduced = size * tokens * block.reduced_features
+    routed_copies = local_tokens(Tokens.ROUTED, workload, degrees)
+    routed = size * (routed_copies // degrees.etp) * block.routed_features
+    gradients = sum(
+        kept_bytes(item, workload, degrees)
+        for operator in block.core + block.routed
+        for item in operator.kept
+        if item.element in (Element.COMPUTE, Element.GEMM_INPUT) and not _is_logits(item)
+    )
+    context_forward, context_backward = _context_bytes(attention, pricing)
+    gather_buffer = gathered * (degrees.sequence > 1)
+    reduce_buffer = reduced * (degrees.sequence > 1)
+    return BlockCost(
+        name=block.name,
+        entry=_price(block.entry, pricing),
+        lead=_price(lead, pricing),
+        attention=_price(attention, pricing),
+        rest=_price(rest, pricing),
+        routed=_price(block.routed, pricing),
+        exit=_price(block.exit, pricing),
+        kept_bytes=sum(kept_bytes(item, workload, degrees) for item in activations),
+        core_kept_bytes=sum(kept_bytes(item, workload, degrees) for item in activations if item.core),
+        logits_bytes=sum(kept_bytes(item, workload, degrees) for item in kept if _is_logits(item)),
+        input_bytes=size * sequence_tokens * hidden,
+        gathered_bytes=gathered,
+        reduced_bytes=reduced,
+        routed_bytes=routed,
+        expert_gather_bytes=routed * degrees.etp,
+        context_forward_bytes=context_forward,
+        context_backward_bytes=context_backward,
+        forward_temporary_bytes=gather_buffer + reduce_buffer + routed,
+        backward_temporary_bytes=gather_buffer + reduce_buffer + 2 * routed + gradients,
+    )
+
+
+def _is_logits(kept: Kept) -> bool:
+    return any(axis is TensorAxis.VOCAB for axis, _ in kept.features)
+
+
+def _cut_core(core: tuple[Operator, ...]) -> tuple[tuple[Operator, ...], tuple[Operator, ...], tuple[Operator, ...]]:
+    """Cuts a core into its leading linear layers, the attention core, and the rest."""
+    num_lead = next((i for i, operator in enumerate(core) if not isinstance(operator, MatMul)), len(core))
+    lead, others = core[:num_lead], core[num_lead:]
+    attention = tuple(operator for operator in others if isinstance(operator, AttentionCore))
+    rest = tuple(operator for operator in others if not isinstance(operator, AttentionCore))
+    return lead, attention, rest
+
+
+def _price(operators: Iterable[Operator], pricing: Pricing) -> ComputeTime:
+    total = NOTHING
+    for _, run in groupby(operators, key=_fuses_with):
+        total = total + _price_run(tuple(run), pricing)
+    return total
+
+
+def _fuses_with(operator: Operator) -> object:
+    """Linear layers of the same input run as one GEMM (Q, K and V; gate and up)."""
+    return (operator.tokens, operator.inputs) if isinstance(operator, MatMul) else id(operator)
+
+
+def _price_run(run: tuple[Operator, ...], pricing: Pricing) -> ComputeTime:
+    first = run[0]
+    match first:
+        case MatMul():
+            outputs = sum(_features(item.outputs, pricing) for item in run if isinstance(item, MatMul))
+            return _matmul(first, outputs, pricing)
+        case ExpertMatMul():
+            return _expert_matmul(first, pricing)
+        case AttentionCore():
+            return _attention(first, pricing)
+        case Streamed():
+            return _streamed(first, pricing)
+
+
+def _features(axes: Axes, pricing: Pricing) -> Int:
+    return local_elements(axes, pricing.degrees, vocab_padding=pricing.workload.vocab_padding)
+
+
+def _matmul(operator: MatMul, outputs: Int, pricing: Pricing) -> ComputeTime:
+    """Forward [T, k] x [k, n]; I: [T, n] x [n, k]; W: [k, T] x [T, n] (E2.5)."""
+    tokens = local_tokens(operator.tokens, pricing.workload, pricing.degrees)
+    inputs = _features(operator.inputs, pricing)
+    kernels, scale = pricing.kernels, 1 / pricing.sustained
+    return ComputeTime(
+        forward_s=float(gemm_time_s(kernels, m=tokens, n=outputs, k=inputs)) * scale,
+        input_s=float(gemm_time_s(kernels, m=tokens, n=inputs, k=outputs)) * scale,
+        weight_s=float(gemm_time_s(kernels, m=inputs, n=outputs, k=tokens)) * scale,
+    )
+
+
+def _expert_matmul(operator: ExpertMatMul, pricing: Pricing) -> ComputeTime:
+    """As `_matmul` for each local expert, rows shared evenly among them (E6.6)."""
+    degrees, kernels, scale = pricing.degrees, pricing.kernels, 1 / pricing.sustained
+    experts = local_size(TensorAxis.EXPERTS, operator.num_experts, degrees)
+    rows = local_tokens(Tokens.ROUTED, pricing.workload, degrees) / experts
+    inputs, outputs = _features(operator.inputs, pricing), _features(operator.outputs, pricing)
+
+    def time_s(m: float, n: float, k: float) -> float:
+        return float(grouped_gemm_time_s(kernels, rows_per_expert=m, experts=experts, n=n, k=k)) * scale
+
+    return ComputeTime(
+        forward_s=time_s(rows, outputs, inputs),
+        input_s=time_s(rows, inputs, outputs),
+        weight_s=time_s(inputs, outputs, rows),
+    )
+
+
+def _attention(operator: AttentionCore, pricing: Pricing) -> ComputeTime:
+    """The core over the whole sequence; a context rank does 1/c of it, balanced by zigzag chunks (E4.10)."""
+    workload, degrees = pricing.workload, pricing.degrees
+    heads = local_size(TensorAxis.HEADS, operator.heads, degrees)
+    share = degrees.cp * pricing.sustained
+    shape = {
+        "batch": workload.micro_batch,
+        "heads": heads,
+        "query_tokens": workload.sequence_length,
+        "key_tokens": workload.sequence_length,
+        "head_dim_qk": operator.qk_head_dim,
+        "head_dim_v": operator.value_head_dim,
+    }
+    if pricing.attention is AttentionKernel.FLASH:
+        forward = attention_time_s(pricing.kernels, **shape, causal=True)
+        backward = attention_time_s(pricing.kernels, **shape, causal=True, backward=True)
+    else:
+        forward = unfused_attention_time_s(pricing.kernels, **shape, dropout=pricing.dropout)
+        backward = unfused_attention_time_s(pricing.kernels, **shape, dropout=pricing.dropout, backward=True)
+    return ComputeTime(forward_s=float(forward) / share, input_s=float(backward) / share)
+
+
+def _streamed(operator: Streamed, pricing: Pricing) -> ComputeTime:
+    """Bytes an element (16-bit; doubled in fp32) through memory (E6.3)."""
+    tokens = local_tokens(operator.tokens, pricing.workload, pricing.degrees)
+    scale = activation_bytes(pricing.workload.compute) / 2
+    moved = tokens * _features(operator.features, pricing) * scale
+    kernels = pricing.kernels
+    return ComputeTime(
+        forward_s=float(elementwise_time_s(kernels, moved * operator.forward_bytes_per_element)),
+        input_s=float(elementwise_time_s(kernels, moved * operator.backward_bytes_per_element)),
+    )
+
+
+def _context_bytes(attention: tuple[Operator, ...], pricing: Pricing) -> tuple[Int, Int]:
+    """Bytes that a rank sends over the context group (E4.10).
+
+    Ring: forward c - 1 sends of K and V; backward K and V again and c sends of their gradients. Ulysses: the send
+    buffers of queries, keys, values and output, both ways.
+    """
+    cp = pricing.degrees.cp
+    total_forward: Int = 0
+    total_backward: Int = 0
+    for operator in attention:
+        if not isinstance(operator, AttentionCore):
+            continue
+        tokens = local_tokens(Tokens.TENSOR, pricing.workload, pricing.degrees)
+        size = activation_bytes(pricing.workload.compute)
+        heads = local_size(TensorAxis.HEADS, operator.heads, pricing.degrees)
+        kv_heads = local_size(TensorAxis.KV_HEADS, operator.kv_heads, pricing.degrees)
+        if pricing.context_method is ContextMethod.RING:
+            keys_values = size * tokens * kv_heads * (operator.qk_head_dim + operator.value_head_dim)
+            total_forward = total_forward + (cp - 1) * keys_values
+            total_backward = total_backward + ((cp - 1) + cp) * keys_values * (cp > 1)
+        else:
+            # K and V heads are copied where there are fewer of them than context ranks.
+            kv_sent = kv_heads if kv_heads >= cp else cp
+            buffers = size * tokens * (
+                heads * (operator.qk_head_dim + operator.value_head_dim)
+                + kv_sent * (operator.qk_head_dim + operator.value_head_dim)
+            )
+            total_forward = total_forward + buffers * (cp > 1)
+            total_backward = total_backward + buffers * (cp > 1)
+    return total_forward, total_backward

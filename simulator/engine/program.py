@@ -1,0 +1,169 @@
+"""The language the engine runs: rank classes that execute programs of tasks on in-order streams.
+
+Nothing here knows what a transformer is. A **rank class** stands for `count` ranks that do the same
+thing. It runs a **program**: a list of **calls** in the order in which the host enqueues them, each call
+a **routine** (a fixed list of **tasks**) with one integer argument, its `index` (the microbatch).
+
+Semantics, which the reference engine spells out and the compiled engine must equal:
+
+* A class has streams. The tasks of a stream run one after another, in the order of the calls and, inside
+  a call, in the order of the routine.
+* A task begins when its stream is free and every event that it waits for has been recorded. An event of a
+  class is a pair (slot, index): a task of the call with index `i` that waits for slot `s` waits for
+  `(s, i)`, or for `(s, 0)` if the slot is `shared_over_calls`. Each event is recorded at most once.
+* A task without demands takes `duration_ps`.
+* A task with demands is a transfer: after `duration_ps` of latency it moves `bytes` over each resource it
+  names, all in step; transfers that move at the same time share every resource max-min fairly.
+* A task with a communicator is a meeting: it begins when all participants of the communicator have reached
+  their own task of the same sequence number (the k-th on that communicator); the latency is the largest of
+  theirs, the demands are all of theirs together, and it ends for all of them at once. A class uses a
+  communicator from one stream only, as a communicator's calls are in order.
+* Counters (memory by category) change by `at_start` when a task begins and by `at_end` when it ends.
+
+Time is in integer picoseconds. At one instant, first everything ends that ends at it, and what can begin
+because of that begins; then the transfers whose latency is over start to move; then rates are set, once.
+
+Rates: a transfer t moves b[t,r] bytes over resource r, at most B[t] = max_r b[t,r]. Its rate λ[t] is in bytes
+of B[t] per second, so it takes λ[t]·b[t,r]/B[t] of the capacity of r. Progressive filling sets the rates: all
+rise together until a resource is full, whose users then keep theirs while the others go on rising. A transfer
+that meets nobody takes its latency and ceil(max_r b[t,r] / capacity[r]) picoseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+PICOSECONDS_PER_SECOND = 1_000_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """Bytes that a transfer moves over one resource."""
+
+    resource: int
+    """Resource slot of the class: an index into `RankClass.resources`."""
+    bytes: int
+    """Bytes on that resource, per rank of the class."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CounterChange:
+    """A step up or down of one counter."""
+
+    counter: int
+    """Index into `Program.counters`."""
+    delta: int
+    """Change of the level, per rank (bytes for memory)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """The engine's unit of work on one stream."""
+
+    name: str
+    """Shown in traces, for example `attention forward`."""
+    stream: int
+    """Stream of the class: an index into `Program.streams`."""
+    category: int
+    """What its time counts as: an index into `Program.categories`."""
+    duration_ps: int = 0
+    """Time of a compute task, latency of a transfer or a meeting; picoseconds."""
+    demands: tuple[Demand, ...] = ()
+    """Bytes moved after the latency; empty for compute."""
+    communicator: int | None = None
+    """Communicator slot of the class if the task is a meeting: an index into `RankClass.communicators`."""
+    waits: tuple[int, ...] = ()
+    """Event slots that must be recorded first."""
+    records: int | None = None
+    """Event slot that is recorded when the task ends."""
+    at_start: tuple[CounterChange, ...] = ()
+    """Counter changes when the task begins."""
+    at_end: tuple[CounterChange, ...] = ()
+    """Counter changes when the task ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routine:
+    """A fixed list of tasks that one call enqueues."""
+
+    name: str
+    """Shown in traces, for example `forward`."""
+    tasks: tuple[Task, ...]
+    """In the order of enqueueing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """Something that transfers share: one direction of a link of a rank of a class."""
+
+    name: str
+    """For example `stage 3 / infiniband out`."""
+    bytes_per_s: float
+    """Capacity."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communicator:
+    """A device group that meets in collectives."""
+
+    name: str
+    """For example `stage 3 to 4 activations`."""
+    participants: int
+    """How many tasks (one per participating class) make one meeting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventSlot:
+    """A family of events of a class, one for each call index."""
+
+    name: str
+    """For example `activation of chunk 0 arrived`."""
+    shared_over_calls: bool = False
+    """True if all calls share one event instead of one for each index."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RankClass:
+    """Ranks that are provably interchangeable, simulated once."""
+
+    name: str
+    """For example `pipeline rank 3`."""
+    count: int
+    """How many ranks the class stands for."""
+    calls: npt.NDArray[np.int32]
+    """`[num_calls, 2]`: routine (index into `Program.routines`) and call index (0 <= index < `num_indices`)."""
+    resources: tuple[int, ...] = ()
+    """Resource slot of the tasks -> index into `Program.resources`."""
+    communicators: tuple[int, ...] = ()
+    """Communicator slot of the tasks -> index into `Program.communicators`."""
+    initial: tuple[int, ...] = ()
+    """Level of each counter before the first task; same length as `Program.counters`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Program:
+    """Everything that one run of the engine needs."""
+
+    streams: tuple[str, ...]
+    """Names of the streams; every class has all of them, stream 0 is its compute stream."""
+    categories: tuple[str, ...]
+    """Names of what time can count as; index 0 is waiting for nobody in particular (the bubble)."""
+    counters: tuple[str, ...]
+    """Names of the counters (memory categories)."""
+    events: tuple[EventSlot, ...]
+    """Event slots; every class has all of them."""
+    num_indices: int
+    """Call indices run from 0 to this, exclusive."""
+    routines: tuple[Routine, ...]
+    """Routines, shared between the classes."""
+    classes: tuple[RankClass, ...]
+    """Rank classes."""
+    resources: tuple[Resource, ...] = ()
+    """Resources of all classes."""
+    communicators: tuple[Communicator, ...] = ()
+    """Communicators of all classes."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Free text for traces."""

@@ -1,0 +1,313 @@
+"""Writes one routine: compute time is gathered up until something forces a cut, then becomes a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from simulator.cost.collectives import Traffic
+from simulator.engine import CounterChange, Demand, EventSlot, Routine, Task
+from simulator.engine.program import PICOSECONDS_PER_SECOND
+
+OUT, IN = 0, 1
+"""A port of a rank is two resources, one for each direction: slot 2·port + direction."""
+
+
+class Category(StrEnum):
+    """What time counts as; the names of the report's breakdown."""
+
+    BUBBLE = "bubble"
+    COMPUTE = "compute"
+    TENSOR = "tp"
+    CONTEXT = "cp"
+    EXPERT = "ep"
+    PIPELINE = "pp"
+    DATA = "dp"
+    OPTIMIZER = "optimizer"
+    OFFLOAD = "offload"
+    OTHER = "other"
+
+
+CATEGORIES = tuple(Category)
+
+
+class Memory(StrEnum):
+    """What memory counts as; the names of the report's categories."""
+
+    PARAMETERS = "parameters"
+    GRADIENTS = "gradients"
+    OPTIMIZER = "optimizer"
+    ACTIVATIONS = "activations"
+    LOGITS = "logits"
+    TEMPORARY = "temporary"
+    COMMUNICATION = "communication"
+    FRAMEWORK = "framework"
+
+
+MEMORY = tuple(Memory)
+
+
+class Direction(StrEnum):
+    """Which halves of a link a rank uses."""
+
+    BOTH = "both"
+    """A collective: as much in as out."""
+    SEND = "send"
+    """The sender of a message."""
+    RECEIVE = "receive"
+    """Its receiver."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exchange:
+    """One collective or message of a routine, for the books."""
+
+    axis: str
+    """tp, cp, ep, pp, dp or embedding."""
+    label: str
+    """Name of the collective in the report."""
+    traffic: Traffic
+    """Bytes and latency."""
+    direction: Direction
+    """Sends, receives, or both."""
+    calls: int = 1
+    """How many equal collectives it stands for."""
+
+
+@dataclass(slots=True)
+class Names:
+    """Numbers for names, given out in order of first use."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def number(self, name: str) -> int:
+        """Returns the number of a name."""
+        return self.numbers.setdefault(name, len(self.numbers))
+
+
+@dataclass(slots=True)
+class Registry:
+    """Streams, events and communicator slots that the routines of a program share."""
+
+    streams: Names = field(default_factory=Names)
+    communicators: Names = field(default_factory=Names)
+    """Slots by name; a group has one on each stream, as NCCL communicators do."""
+    events: list[EventSlot] = field(default_factory=list)
+    _event_numbers: dict[str, int] = field(default_factory=dict)
+
+    def event(self, name: str, *, shared_over_calls: bool = False) -> int:
+        """Returns the slot of an event."""
+        if name not in self._event_numbers:
+            self._event_numbers[name] = len(self.events)
+            self.events.append(EventSlot(name=name, shared_over_calls=shared_over_calls))
+        return self._event_numbers[name]
+
+
+COMPUTE_STREAM = "compute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenRoutine:
+    """A routine and what it puts on the network."""
+
+    routine: Routine
+    """The tasks."""
+    exchanges: tuple[Exchange, ...]
+    """Its collectives and messages."""
+
+
+@dataclass(slots=True)
+class RoutineBuilder:
+    """Collects the tasks of one routine in the order of enqueueing."""
+
+    name: str
+    registry: Registry
+    meets: Callable[[str], bool]
+    """Whether a communicator name needs a meeting: false for groups folded into one class."""
+    tasks: list[Task] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
+    _seconds: float = 0.0
+    _label: str = ""
+    _category: Category = Category.COMPUTE
+    _waits: list[int] = field(default_factory=list)
+    _raises: list[CounterChange] = field(default_factory=list)
+
+    def compute(self, seconds: float, label: str, category: Category = Category.COMPUTE) -> None:
+        """Adds compute time; pieces of one category join into one task until something cuts them."""
+        if self._seconds and category is not self._category:
+            self.cut()
+        if not self._seconds:
+            self._label, self._category = label, category
+        self._seconds += seconds
+
+    def cut(self) -> None:
+        """Ends the task that compute time is gathered for, if there is anything in it."""
+        if self._seconds or self._waits or self._raises:
+            self._emit(records=None)
+
+    def wait(self, event: int) -> None:
+        """Makes the compute that follows wait for an event."""
+        if self._seconds:
+            self.cut()
+        self._waits.append(event)
+
+    def record(self, event: int) -> None:
+        """Records an event after the compute so far."""
+        if not (self._seconds or self._waits or self._raises) and self.tasks:
+            last = self.tasks[-1]
+            if last.stream == self.registry.streams.number(COMPUTE_STREAM) and last.records is None:
+                self.tasks[-1] = _replace(last, records=event)
+                return
+        self._emit(records=event)
+
+    def hold(self, counter: Memory, count: int) -> None:
+        """Takes memory when the compute that follows begins."""
+        self.hold_all({counter: count})
+
+    def hold_all(self, changes: dict[Memory, int]) -> None:
+        """Takes memory of several categories at once."""
+        if self._seconds:
+            self.cut()
+        self._raises += [
+            CounterChange(counter=MEMORY.index(counter), delta=int(count))
+            for counter, count in changes.items()
+            if count
+        ]
+
+    def free_all(self, changes: dict[Memory, int]) -> None:
+        """Gives memory back when the compute so far ends."""
+        freed = tuple(
+            CounterChange(counter=MEMORY.index(counter), delta=-int(count))
+            for counter, count in changes.items()
+            if count
+        )
+        if not freed:
+            return
+        self.cut()
+        compute = self.registry.streams.number(COMPUTE_STREAM)
+        if not self.tasks or self.tasks[-1].stream != compute:
+            self._emit(records=None)
+        self.tasks[-1] = _replace(self.tasks[-1], at_end=self.tasks[-1].at_end + freed)
+
+    def blocking(self, exchange: Exchange | None, *, communicator: str, category: Category) -> None:
+        """Adds a transfer that compute waits for: it stands on the compute stream itself."""
+        if exchange is None:
+            return
+        self.cut()
+        self._transfer(exchange, stream=COMPUTE_STREAM, communicator=communicator, category=category)
+
+    def beside(
+        self,
+        exchange: Exchange,
+        *,
+        stream: str,
+        communicator: str,
+        category: Category,
+        waits: tuple[int, ...] = (),
+        records: int | None = None,
+        at_start: dict[Memory, int] | None = None,
+        at_end: dict[Memory, int] | None = None,
+    ) -> None:
+        """Adds a transfer on a stream of its own."""
+        self.cut()
+        self._transfer(
+            exchange,
+            stream=stream,
+            communicator=communicator,
+            category=category,
+            waits=waits,
+            records=records,
+            at_start=_changes(at_start),
+            at_end=_changes(at_end),
+        )
+
+    def done(self) -> WrittenRoutine:
+        """Returns the routine."""
+        self.cut()
+        return WrittenRoutine(
+            routine=Routine(name=self.name, tasks=tuple(self.tasks)), exchanges=tuple(self.exchanges)
+        )
+
+    def _emit(self, *, records: int | None) -> None:
+        self.tasks.append(
+            Task(
+                name=self._label or "begin",
+                stream=self.registry.streams.number(COMPUTE_STREAM),
+                category=CATEGORIES.index(self._category),
+                duration_ps=picoseconds(self._seconds),
+                waits=tuple(self._waits),
+                records=records,
+                at_start=tuple(self._raises),
+            )
+        )
+        self._seconds, self._label, self._category = 0.0, "", Category.COMPUTE
+        self._waits, self._raises = [], []
+
+    def _transfer(
+        self,
+        exchange: Exchange,
+        *,
+        stream: str,
+        communicator: str,
+        category: Category,
+        waits: tuple[int, ...] = (),
+        records: int | None = None,
+        at_start: tuple[CounterChange, ...] = (),
+        at_end: tuple[CounterChange, ...] = (),
+    ) -> None:
+        slot = None
+        if self.meets(communicator):
+            slot = self.registry.communicators.number(f"{communicator} / {stream}")
+        self.exchanges.append(exchange)
+        self.tasks.append(
+            Task(
+                name=f"{exchange.label} {exchange.axis}",
+                stream=self.registry.streams.number(stream),
+                category=CATEGORIES.index(category),
+                duration_ps=picoseconds(exchange.traffic.latency_s),
+                demands=_demands(exchange),
+                communicator=slot,
+                waits=waits,
+                records=records,
+                at_start=at_start,
+                at_end=at_end,
+            )
+        )
+
+
+def picoseconds(seconds: float) -> int:
+    """Returns whole picoseconds, rounded."""
+    return round(seconds * PICOSECONDS_PER_SECOND)
+
+
+def _demands(exchange: Exchange) -> tuple[Demand, ...]:
+    directions = {Direction.BOTH: (OUT, IN), Direction.SEND: (OUT,), Direction.RECEIVE: (IN,)}[exchange.direction]
+    return tuple(
+        Demand(resource=2 * port + direction, bytes=count)
+        for port, count in exchange.traffic.demands
+        for direction in directions
+    )
+
+
+def _changes(changes: dict[Memory, int] | None) -> tuple[CounterChange, ...]:
+    if not changes:
+        return ()
+    return tuple(
+        CounterChange(counter=MEMORY.index(counter), delta=int(delta)) for counter, delta in changes.items() if delta
+    )
+
+
+def _replace(task: Task, *, records: int | None = None, at_end: tuple[CounterChange, ...] | None = None) -> Task:
+    return Task(
+        name=task.name,
+        stream=task.stream,
+        category=task.category,
+        duration_ps=task.duration_ps,
+        demands=task.demands,
+        communicator=task.communicator,
+        waits=task.waits,
+        records=task.records if records is None else records,
+        at_start=task.at_start,
+        at_end=task.at_end if at_end is None else at_end,
+    )

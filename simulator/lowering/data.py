@@ -1,0 +1,193 @@
+"""Data parallelism: gathering parameters, reducing gradients, over dense and expert groups (E4.12, E4.13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulator.cost.collectives import Collective
+from simulator.cost.pricing import LayerCost, StageCost
+from simulator.lowering.builder import Category, Exchange, Memory, RoutineBuilder
+from simulator.lowering.transfers import Transfers
+from simulator.parallel.mesh import Group
+from simulator.parallel.training import Training
+
+DATA_STREAM = "dp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataLowering:
+    """What the data-parallel transfers of every stage share."""
+
+    transfers: Transfers
+    """Priced collectives."""
+    training: Training
+    """The recipe."""
+    zero: int
+    """ZeRO stage."""
+    prefetch: int
+    """Layers gathered ahead under zero 3."""
+
+    def gathers(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
+        """Returns the all-gathers of so many parameters of a rank (counted unsharded)."""
+        size = self.training.types.parameters.bytes
+        wanted = ((Group.SHARD, dense), (Group.EXPERT_SHARD, expert))
+        return _present(
+            (self.transfers.collective(group, Collective.ALL_GATHER, size * count), group) for group, count in wanted
+        )
+
+    def reductions(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
+        """Returns the reductions of the gradients of so many parameters of a rank.
+
+        Sharded (zero 1 and more): a reduce-scatter inside the shard group, then an all-reduce of the shard between
+        replicas (HSDP, E4.13). Replicated (zero 0): all-reduces.
+        """
+        size = self.training.types.reduce.bytes
+        found: list[tuple[Exchange | None, Group]] = []
+        for shard, replica, count in (
+            (Group.SHARD, Group.REPLICA, dense),
+            (Group.EXPERT_SHARD, Group.EXPERT_REPLICA, expert),
+        ):
+            payload = size * count
+            if self.zero == 0:
+                found.append((self.transfers.collective(shard, Collective.ALL_REDUCE, payload), shard))
+                found.append((self.transfers.collective(replica, Collective.ALL_REDUCE, payload), replica))
+            else:
+                share = -(-payload // self.transfers.mesh.shapes[shard].size)
+                found.append((self.transfers.collective(shard, Collective.REDUCE_SCATTER, payload), shard))
+                found.append((self.transfers.collective(replica, Collective.ALL_REDUCE, share), replica))
+        return _present(found)
+
+    def gathered_bytes(self, layer: LayerCost) -> int:
+        """Returns the bytes of a layer's gathered parameters, as far as they are sharded at all (E3.3)."""
+        size = self.training.types.parameters.bytes
+        shapes = self.transfers.mesh.shapes
+        dense = layer.dense_parameters if shapes[Group.SHARD].size > 1 else 0
+        expert = layer.expert_parameters if shapes[Group.EXPERT_SHARD].size > 1 else 0
+        return size * (dense + expert)
+
+    def unsharded_gradient_bytes(self, layer: LayerCost) -> int:
+        """Returns the bytes of a layer's gradients before they are scattered; 0 where gradients stay whole."""
+        if self.zero < 2:
+            return 0
+        return self.training.types.gradients.bytes * (layer.dense_parameters + layer.expert_parameters)
+
+    def reduce_buffer_bytes(self, layer: LayerCost) -> int:
+        """Returns the copy of a layer's gradients in the type of the network, if that is another type (E3.3)."""
+        types = self.training.types
+        if types.reduce is types.gradients:
+            return 0
+        return types.reduce.bytes * (layer.dense_parameters + layer.expert_parameters)
+
+
+def _present(found: object) -> list[tuple[Exchange, Group]]:
+    return [(exchange, group) for exchange, group in found if exchange is not None]  # type: ignore[attr-defined]
+
+
+def run_transfers(
+    exchanges: Sequence[tuple[Exchange, Group]],
+    build: RoutineBuilder,
+    *,
+    beside: bool,
+    waits: tuple[int, ...] = (),
+    records: int | None = None,
+    at_start: dict[Memory, int] | None = None,
+    at_end: dict[Memory, int] | None = None,
+) -> None:
+    """Adds data-parallel transfers, one after the other, on a stream of their own or in the way of compute.
+
+    The first waits and takes memory, the last records and frees.
+    """
+    if not beside:
+        for event in waits:
+            build.wait(event)
+        build.hold_all(at_start or {})
+        for exchange, group in exchanges:
+            build.blocking(exchange, communicator=group, category=Category.DATA)
+        build.free_all({counter: -delta for counter, delta in (at_end or {}).items()})
+        if records is not None:
+            build.record(records)
+        return
+    for number, (exchange, group) in enumerate(exchanges):
+        is_last = number == len(exchanges) - 1
+        build.beside(
+            exchange,
+            stream=DATA_STREAM,
+            communicator=group,
+            category=Category.DATA,
+            waits=waits if number == 0 else (),
+            records=records if is_last else None,
+            at_start=at_start if number == 0 else None,
+            at_end=at_end if is_last else None,
+        )
+
+
+def scatter_gradients(
+    layer: LayerCost, build: RoutineBuilder, data: DataLowering, *, place: str, finished: int | None
+) -> None:
+    """Reduces the gradients of a layer as soon as its backward is done (zero 2 and 3), every microbatch."""
+    freed = {Memory.GRADIENTS: data.unsharded_gradient_bytes(layer)}
+    exchanges = data.reductions(layer.dense_parameters, layer.expert_parameters)
+    if not exchanges:
+        build.free_all(freed)
+        if finished is not None:
+            build.record(finished)
+        return
+    ready = build.registry.event(f"{place} gradients are ready")
+    build.record(ready)
+    buffer = data.reduce_buffer_bytes(layer)
+    run_transfers(
+        exchanges,
+        build,
+        beside=data.training.overlap.dp,
+        waits=(ready,),
+        records=finished,
+        at_start={Memory.TEMPORARY: buffer},
+        at_end={Memory.TEMPORARY: -buffer, Memory.GRADIENTS: -freed[Memory.GRADIENTS]},
+    )
+
+
+@dataclass(slots=True)
+class Gathers:
+    """FSDP around the layers of one pass: parameters gathered before use, `prefetch` layers ahead, freed after."""
+
+    stage: StageCost
+    build: RoutineBuilder
+    data: DataLowering
+    order: Sequence[int]
+    """Positions of the layers in the order of the pass."""
+    place: str
+    """Name of the pass, for events."""
+    _issued: int = 0
+
+    def before(self, position: int) -> None:
+        """Issues the gathers that may start now and makes compute wait for this layer's."""
+        until = min(len(self.order), self.order.index(position) + self.data.prefetch + 1)
+        fresh = [(ahead, self._exchanges(ahead)) for ahead in self.order[self._issued : until]]
+        self._issued = max(self._issued, until)
+        if any(exchanges for _, exchanges in fresh):
+            start = self.build.registry.event(f"{self.place} layer {position} begins")
+            self.build.record(start)
+            for ahead, exchanges in fresh:
+                run_transfers(
+                    exchanges,
+                    self.build,
+                    beside=self.data.training.overlap.dp,
+                    waits=(start,),
+                    records=self._event(ahead),
+                    at_start={Memory.TEMPORARY: self.data.gathered_bytes(self.stage.layers[ahead])},
+                )
+        if self._exchanges(position):
+            self.build.wait(self._event(position))
+
+    def after(self, position: int) -> None:
+        """Frees the gathered parameters of a layer."""
+        if self._exchanges(position):
+            self.build.free_all({Memory.TEMPORARY: self.data.gathered_bytes(self.stage.layers[position])})
+
+    def _exchanges(self, position: int) -> list[tuple[Exchange, Group]]:
+        layer = self.stage.layers[position]
+        return self.data.gathers(layer.dense_parameters, layer.expert_parameters)
+
+    def _event(self, position: int) -> int:
+        return self.build.registry.event(f"{self.place} layer {position} is gathered")

@@ -1,0 +1,282 @@
+"""Lowers one layer, forward and backward: compute between tensor, context and expert collectives.
+
+Without sequence parallelism a block all-reduces its output forward and the gradient of its input backward. With it,
+the first becomes a reduce-scatter, an all-gather comes before, and backward gathers the block's input once more for
+the weight gradients (E4.9): ten collectives a layer and microbatch.
+
+Backward, as Megatron-LM runs the column-parallel layers: the second gather runs beside the gradient of the input,
+and the reduction of that gradient beside the gradient of the weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.cost.blocks import BlockCost, ComputeTime
+from simulator.cost.collectives import Collective
+from simulator.cost.pricing import LayerCost
+from simulator.lowering.builder import Category, Exchange, RoutineBuilder
+from simulator.lowering.transfers import Transfers, chunk_of, repeated
+from simulator.model.layers import LayerKind
+from simulator.parallel.layout import ContextMethod
+from simulator.parallel.mesh import Group
+from simulator.parallel.training import Overlap
+
+LOSS_REDUCTIONS = 3
+"""All-reduces of a vocabulary-parallel loss: maximum, target logit, sum (E3.10)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerLowering:
+    """What the lowering of every layer shares."""
+
+    transfers: Transfers
+    """Priced collectives."""
+    overlap: Overlap
+    """Which communication runs beside compute."""
+    context_method: ContextMethod
+    """Ring or Ulysses."""
+    tp_chunks: int
+    """Chunks of an overlapped tensor collective."""
+    loss_bytes: int
+    """Payload of each all-reduce of the loss."""
+
+    @property
+    def sequence_parallel(self) -> bool:
+        """Whether tensor ranks split the tokens of norms."""
+        return bool(self.transfers.mesh.degrees.sequence > 1)
+
+    @property
+    def context_size(self) -> int:
+        """Context parallel degree."""
+        return int(self.transfers.mesh.degrees.cp)
+
+
+def lower_forward(layer: LayerCost, build: RoutineBuilder, lowering: LayerLowering, *, place: str) -> None:
+    """Adds the forward pass of a layer.
+
+    Args:
+        layer: its cost.
+        build: the routine being written.
+        lowering: what all layers share.
+        place: a name for this layer in its routine, for events.
+    """
+    for block in layer.blocks:
+        _BlockLowering(block, build, lowering, f"{place} {block.name}").forward(layer.kind)
+
+
+def lower_backward(layer: LayerCost, build: RoutineBuilder, lowering: LayerLowering, *, place: str) -> None:
+    """Adds the backward pass of a layer, blocks in reverse order."""
+    for block in reversed(layer.blocks):
+        _BlockLowering(block, build, lowering, f"{place} {block.name}").backward()
+
+
+@dataclass(frozen=True, slots=True)
+class _BlockLowering:
+    block: BlockCost
+    build: RoutineBuilder
+    lowering: LayerLowering
+    place: str
+
+    def forward(self, kind: LayerKind) -> None:
+        block, build = self.block, self.build
+        build.compute(block.entry.forward_s, f"{block.name} forward")
+        if block.routed_bytes:
+            self._dispatch_and_shared(backward=False)
+            build.compute(block.routed.forward_s, "experts forward")
+            self._combine()
+        else:
+            self._dense_forward()
+        if kind is LayerKind.HEAD:
+            loss = self._tensor(Collective.ALL_REDUCE, self.lowering.loss_bytes)
+            build.blocking(repeated(loss, LOSS_REDUCTIONS), communicator=Group.TENSOR, category=Category.TENSOR)
+        build.compute(block.exit.forward_s, f"{block.name} forward")
+
+    def backward(self) -> None:
+        block, build = self.block, self.build
+        build.compute(block.exit.backward_s, f"{block.name} backward")
+        if block.routed_bytes:
+            self._dispatch_and_shared(backward=True)
+            build.compute(block.routed.backward_s, "experts backward")
+            self._combine()
+        else:
+            self._dense_backward()
+        build.compute(block.entry.backward_s, f"{block.name} backward")
+
+    def _dense_forward(self) -> None:
+        """Gather, core, reduce."""
+        block, build = self.block, self.build
+        gather = reduce = None
+        if self.lowering.sequence_parallel:
+            gather = self._tensor(Collective.ALL_GATHER, block.gathered_bytes)
+            reduce = self._tensor(Collective.REDUCE_SCATTER, block.reduced_bytes)
+        else:
+            reduce = self._tensor(Collective.ALL_REDUCE, block.reduced_bytes)
+        label = f"{block.name} forward"
+        self._chunked(gather, block.lead.forward_s, label, name="gather", transfer_first=True)
+        self._attention(block.attention, backward=False)
+        self._chunked(reduce, block.rest.forward_s, label, name="reduce", transfer_first=False)
+
+    def _dense_backward(self) -> None:
+        """The same in reverse, with the second gather beside I and the reduction of the gradient beside W."""
+        block, build = self.block, self.build
+        label = f"{block.name} backward"
+        gather_again = None
+        if self.lowering.sequence_parallel:
+            gather_gradient = self._tensor(Collective.ALL_GATHER, block.reduced_bytes)
+            gather_again = self._tensor(Collective.ALL_GATHER, block.gathered_bytes)
+            reduce = self._tensor(Collective.REDUCE_SCATTER, block.gathered_bytes)
+            self._chunked(gather_gradient, block.rest.backward_s, label, name="gather gradient", transfer_first=True)
+        else:
+            reduce = self._tensor(Collective.ALL_REDUCE, block.gathered_bytes)
+            build.compute(block.rest.backward_s, label)
+        self._attention(block.attention, backward=True)
+        if reduce is None:
+            build.compute(block.lead.backward_s, label)
+            return
+        gathered = reduced = None
+        if gather_again is not None:
+            gathered = self._beside(gather_again, "gather again")
+        build.compute(block.lead.input_s, label)
+        reduced = self._beside(reduce, "reduce gradient")
+        if gathered is not None:
+            build.wait(gathered)
+        build.compute(block.lead.weight_s, label)
+        build.wait(reduced)
+
+    def _beside(self, exchange: Exchange, name: str) -> int:
+        """Starts a tensor collective after the compute so far; returns the event of its end."""
+        registry = self.build.registry
+        begun = registry.event(f"{self.place} {name} can start")
+        ended = registry.event(f"{self.place} {name} is done")
+        self.build.record(begun)
+        self.build.beside(
+            exchange,
+            stream="tp",
+            communicator=Group.TENSOR,
+            category=Category.TENSOR,
+            waits=(begun,),
+            records=ended,
+        )
+        return ended
+
+    def _chunked(
+        self, exchange: Exchange | None, seconds: float, label: str, *, name: str, transfer_first: bool
+    ) -> None:
+        """A tensor collective before or after the GEMM it feeds or drains: in a row, or in chunks side by side."""
+        build = self.build
+        if exchange is None:
+            build.compute(seconds, label)
+            return
+        if not self.lowering.overlap.tp or not seconds:
+            if not transfer_first:
+                build.compute(seconds, label)
+            build.blocking(exchange, communicator=Group.TENSOR, category=Category.TENSOR)
+            if transfer_first:
+                build.compute(seconds, label)
+            return
+        chunks = self.lowering.tp_chunks
+        part = chunk_of(exchange, chunks)
+        events = [build.registry.event(f"{self.place} {name} chunk {chunk}") for chunk in range(chunks)]
+        start = build.registry.event(f"{self.place} {name} can start")
+        if transfer_first:
+            build.record(start)
+            for chunk, event in enumerate(events):
+                self._beside_chunk(part, waits=(start,) if chunk == 0 else (), records=event)
+            for event in events:
+                build.wait(event)
+                build.compute(seconds / chunks, label)
+            return
+        done = build.registry.event(f"{self.place} {name} is done")
+        for chunk, event in enumerate(events):
+            build.compute(seconds / chunks, label)
+            build.record(event)
+            self._beside_chunk(part, waits=(event,), records=done if chunk == chunks - 1 else None)
+        build.wait(done)
+
+    def _beside_chunk(self, part: Exchange, *, waits: tuple[int, ...], records: int | None) -> None:
+        self.build.beside(
+            part, stream="tp", communicator=Group.TENSOR, category=Category.TENSOR, waits=waits, records=records
+        )
+
+    def _attention(self, attention: ComputeTime, *, backward: bool) -> None:
+        """The attention core; over context ranks as a ring beside compute, or between two all-to-alls."""
+        build, lowering, block = self.build, self.lowering, self.block
+        seconds = attention.backward_s if backward else attention.forward_s
+        label = f"attention core {'backward' if backward else 'forward'}"
+        sent = block.context_backward_bytes if backward else block.context_forward_bytes
+        if lowering.context_size == 1 or not sent:
+            build.compute(seconds, label)
+            return
+        if lowering.context_method is ContextMethod.ULYSSES:
+            half = lowering.transfers.collective(Group.CONTEXT, Collective.ALL_TO_ALL, sent // 2)
+            build.blocking(half, communicator=Group.CONTEXT, category=Category.CONTEXT)
+            build.compute(seconds, label)
+            build.blocking(half, communicator=Group.CONTEXT, category=Category.CONTEXT)
+            return
+        ring = lowering.transfers.ring(sent)
+        if ring is None:
+            build.compute(seconds, label)
+            return
+        # Step i computes on the chunk that arrived in step i - 1: the first needs no transfer, the others run
+        # beside the sends of all steps, f + (c - 1)·max(f, x) in total for equal steps (E4.16).
+        direction = "backward" if backward else "forward"
+        begun = build.registry.event(f"{self.place} ring {direction} can start")
+        ended = build.registry.event(f"{self.place} ring {direction} is done")
+        build.record(begun)
+        build.beside(
+            ring,
+            stream="cp",
+            communicator=Group.CONTEXT,
+            category=Category.CONTEXT,
+            waits=(begun,),
+            records=ended,
+        )
+        steps = lowering.context_size
+        build.compute(seconds * (steps - 1) / steps, label)
+        build.wait(ended)
+        build.compute(seconds / steps, label)
+
+    def _dispatch_and_shared(self, *, backward: bool) -> None:
+        """Sends tokens to their experts (backward: gradients), beside or before the shared experts."""
+        lowering, build, block = self.lowering, self.build, self.block
+        dispatch = lowering.transfers.collective(Group.EXPERT, Collective.ALL_TO_ALL, block.routed_bytes)
+        beside = lowering.overlap.ep and dispatch is not None and block.lead.forward_s > 0
+        arrived = None
+        if beside and dispatch is not None:
+            name = f"{self.place} {'combine gradient' if backward else 'dispatch'}"
+            begun, arrived = build.registry.event(f"{name} can start"), build.registry.event(f"{name} is done")
+            build.record(begun)
+            build.beside(
+                dispatch,
+                stream="ep",
+                communicator=Group.EXPERT,
+                category=Category.EXPERT,
+                waits=(begun,),
+                records=arrived,
+            )
+        else:
+            build.blocking(dispatch, communicator=Group.EXPERT, category=Category.EXPERT)
+        if backward:
+            self._dense_backward()
+        else:
+            self._dense_forward()
+        if arrived is not None:
+            build.wait(arrived)
+        self._expert_tensor(Collective.ALL_GATHER)
+
+    def _combine(self) -> None:
+        """Brings the experts' outputs (backward: gradients of their inputs) back to their tokens."""
+        self._expert_tensor(Collective.REDUCE_SCATTER)
+        combine = self.lowering.transfers.collective(Group.EXPERT, Collective.ALL_TO_ALL, self.block.routed_bytes)
+        self.build.blocking(combine, communicator=Group.EXPERT, category=Category.EXPERT)
+
+    def _expert_tensor(self, collective: Collective) -> None:
+        exchange = self.lowering.transfers.collective(
+            Group.EXPERT_TENSOR, collective, self.block.expert_gather_bytes
+        )
+        self.build.blocking(exchange, communicator=Group.EXPERT_TENSOR, category=Category.EXPERT)
+
+    def _tensor(self, collective: Collective, payload_bytes: int) -> Exchange | None:
+        return self.lowering.transfers.collective(Group.TENSOR, collective, payload_bytes)
+

@@ -1,0 +1,269 @@
+"""The routines of one pipeline rank: begin of the step, forward, backward, end of the step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from simulator.cost.collectives import Collective
+from simulator.cost.pricing import StageCost
+from simulator.lowering.builder import Category, Direction, Exchange, Registry, RoutineBuilder, WrittenRoutine
+from simulator.lowering.data import run_transfers
+from simulator.lowering.passes import PassLowering, lower_backward_pass, lower_forward_pass
+from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.mesh import Group
+from simulator.parallel.training import Dtype
+
+EMBEDDING_COMMUNICATOR = "embedding"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """A virtual stage on its pipeline rank, with its neighbours."""
+
+    number: int
+    """Which chunk of its rank, from 0."""
+    cost: StageCost
+    """What it costs."""
+    rank: int
+    """Its pipeline rank."""
+    previous: int | None
+    """Pipeline rank of the stage before, if there is one."""
+    next: int | None
+    """Pipeline rank of the stage after, if there is one."""
+
+
+@dataclass(slots=True)
+class RoutineWriter:
+    """Writes the routines of all pipeline ranks."""
+
+    registry: Registry
+    meets: Callable[[str], bool]
+    passes: PassLowering
+    assumptions: Assumptions
+
+    def forward(self, chunk: Chunk, *, first: bool) -> WrittenRoutine:
+        """Returns the forward of one microbatch: receive, compute, send.
+
+        Args:
+            chunk: the stage.
+            first: the step's first microbatch, which waits for the updated parameters.
+        """
+        build = self._builder(f"forward {chunk.number}" if chunk.number else "forward")
+        registry, number = self.registry, chunk.number
+        self._receive(build, chunk, chunk.previous, "activation")
+        gathered = {}
+        if first and self._gathers_at_begin:
+            gathered = {
+                bucket[0]: registry.event(_gathered(number, index), shared_over_calls=True)
+                for index, bucket in enumerate(self._buckets(chunk.cost, backward=False))
+                if self._bucket_gathers(chunk.cost, bucket)
+            }
+        lower_forward_pass(
+            chunk.cost,
+            build,
+            self.passes,
+            place=f"chunk {number}",
+            keeps_output=self._keeps_output(chunk),
+            gathered=gathered,
+        )
+        self._send(build, chunk, chunk.next, "activation")
+        return build.done()
+
+    def backward(self, chunk: Chunk, *, last: bool) -> WrittenRoutine:
+        """Returns the whole backward of one microbatch: receive, compute, send; the last one reduces gradients.
+
+        Args:
+            chunk: the stage.
+            last: the step's last microbatch, after which gradients are complete.
+        """
+        build = self._builder(f"backward {chunk.number}" if chunk.number else "backward")
+        number = chunk.number
+        self._receive(build, chunk, chunk.next, "gradient")
+        finished: dict[int, int] = {}
+        data = self.passes.data
+        buckets = self._buckets(chunk.cost, backward=True)
+        reduces_beside = last and self.passes.training.overlap.dp and data.zero < 2
+        if last and data.zero >= 2:
+            finished = {0: self.registry.event(_reduced(number), shared_over_calls=True)}
+        if reduces_beside:
+            finished = {
+                bucket[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
+                for index, bucket in enumerate(buckets)
+            }
+        lower_backward_pass(
+            chunk.cost,
+            build,
+            self.passes,
+            place=f"chunk {number}",
+            keeps_output=self._keeps_output(chunk),
+            finished=finished,
+        )
+        self._send(build, chunk, chunk.previous, "gradient")
+        if reduces_beside:
+            reductions = [(bucket, self._bucket_reductions(chunk.cost, bucket)) for bucket in buckets]
+            reductions = [(bucket, exchanges) for bucket, exchanges in reductions if exchanges]
+            for index, (bucket, exchanges) in enumerate(reductions):
+                is_last = index == len(reductions) - 1
+                run_transfers(
+                    exchanges,
+                    build,
+                    beside=True,
+                    waits=(finished[bucket[-1]],),
+                    records=self.registry.event(_reduced(number), shared_over_calls=True) if is_last else None,
+                )
+        return build.done()
+
+    def begin(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
+        """Returns the begin of the step: gathers of the parameters that the last step updated (zero 1 and 2)."""
+        build = self._builder("begin of step")
+        if self._gathers_at_begin:
+            for chunk in chunks:
+                for index, bucket in enumerate(self._buckets(chunk.cost, backward=False)):
+                    event = self.registry.event(_gathered(chunk.number, index), shared_over_calls=True)
+                    run_transfers(self._bucket_gathers(chunk.cost, bucket), build, beside=True, records=event)
+        return build.done()
+
+    def end(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
+        """Returns the end of the step: remaining reductions, gradient norm, update."""
+        build = self._builder("end of step")
+        data, training = self.passes.data, self.passes.training
+        blocking_data = not training.overlap.dp and data.zero < 2
+        for chunk in chunks:
+            dense, expert = self._totals(chunk.cost, range(len(chunk.cost.layers)))
+            reductions = data.reductions(dense, expert)
+            if blocking_data:
+                for exchange, group in reductions:
+                    build.blocking(exchange, communicator=group, category=Category.DATA)
+            elif reductions:
+                build.wait(self.registry.event(_reduced(chunk.number), shared_over_calls=True))
+        self._reduce_replicated(build, chunks)
+        self._reduce_tied_table(build, chunks)
+        norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
+        build.blocking(norm, communicator=Group.WORLD, category=Category.OTHER)
+        build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
+        if data.zero in (1, 2) and not training.overlap.dp:
+            for chunk in chunks:
+                for exchange, group in data.gathers(*self._totals(chunk.cost, range(len(chunk.cost.layers)))):
+                    build.blocking(exchange, communicator=group, category=Category.DATA)
+        build.compute(self.assumptions.step_overhead, "step overhead", Category.OTHER)
+        return build.done()
+
+    @property
+    def _gathers_at_begin(self) -> bool:
+        return self.passes.training.overlap.dp and self.passes.data.zero in (1, 2)
+
+    def _keeps_output(self, chunk: Chunk) -> bool:
+        return not self.assumptions.free_sent_activations and chunk.next is not None
+
+    def _builder(self, name: str) -> RoutineBuilder:
+        return RoutineBuilder(name=name, registry=self.registry, meets=self.meets)
+
+    def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: str) -> None:
+        if source is None or source == chunk.rank:
+            return
+        transfers = self.passes.data.transfers
+        arrived = self.registry.event(f"{what} of chunk {chunk.number} has arrived")
+        build.beside(
+            transfers.message(self._message_bytes, source, chunk.rank, Direction.RECEIVE),
+            stream=f"receive {what} {chunk.number}",
+            communicator=pipeline_communicator(what, "into", chunk.number),
+            category=Category.PIPELINE,
+            records=arrived,
+        )
+        build.wait(arrived)
+        if self._scatters_messages:
+            gather = transfers.collective(Group.TENSOR, Collective.ALL_GATHER, self.passes.boundary_bytes)
+            build.blocking(gather, communicator=Group.TENSOR, category=Category.TENSOR)
+
+    def _send(self, build: RoutineBuilder, chunk: Chunk, target: int | None, what: str) -> None:
+        if target is None or target == chunk.rank:
+            return
+        exchange = self.passes.data.transfers.message(self._message_bytes, chunk.rank, target, Direction.SEND)
+        communicator = pipeline_communicator(what, "out of", chunk.number)
+        if not self.passes.training.overlap.pp:
+            build.blocking(exchange, communicator=communicator, category=Category.PIPELINE)
+            return
+        ready = self.registry.event(f"{what} of chunk {chunk.number} is ready")
+        build.record(ready)
+        build.beside(
+            exchange,
+            stream=f"send {what} {chunk.number}",
+            communicator=communicator,
+            category=Category.PIPELINE,
+            waits=(ready,),
+        )
+
+    @property
+    def _scatters_messages(self) -> bool:
+        degrees = self.passes.data.transfers.mesh.degrees
+        return bool(self.assumptions.scatter_gather and degrees.sequence < degrees.tp)
+
+    @property
+    def _message_bytes(self) -> int:
+        tp = self.passes.data.transfers.mesh.degrees.tp
+        return -(-self.passes.boundary_bytes // tp) if self._scatters_messages else self.passes.boundary_bytes
+
+    def _buckets(self, stage: StageCost, *, backward: bool) -> list[list[int]]:
+        """Positions of the layers of each bucket, in the order of the pass (E3.4)."""
+        replicas = self.passes.data.transfers.mesh.degrees.replicas
+        smallest = max(self.assumptions.gradient_bucket_elements, ELEMENTS_PER_REPLICA * replicas)
+        order = range(len(stage.layers))
+        buckets: list[list[int]] = [[]]
+        filled = 0
+        for position in reversed(order) if backward else order:
+            if filled >= smallest:
+                buckets.append([])
+                filled = 0
+            buckets[-1].append(position)
+            filled += sum(self._totals(stage, [position]))
+        return buckets
+
+    def _totals(self, stage: StageCost, positions: range | list[int]) -> tuple[int, int]:
+        layers = [stage.layers[position] for position in positions]
+        tied = stage.tied_parameters if stage.stage.tied_copy is not None and len(stage.layers) - 1 in positions else 0
+        return sum(layer.dense_parameters for layer in layers) + tied, sum(layer.expert_parameters for layer in layers)
+
+    def _bucket_reductions(self, stage: StageCost, bucket: list[int]) -> list[tuple[Exchange, Group]]:
+        return self.passes.data.reductions(*self._totals(stage, bucket))
+
+    def _bucket_gathers(self, stage: StageCost, bucket: list[int]) -> list[tuple[Exchange, Group]]:
+        return self.passes.data.gathers(*self._totals(stage, bucket))
+
+    def _reduce_replicated(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
+        """Sums the gradients of norms and routers over tensor ranks that saw different tokens (E4.14)."""
+        degrees = self.passes.data.transfers.mesh.degrees
+        if degrees.sequence == 1:
+            return
+        count = sum(layer.replicated_parameters for chunk in chunks for layer in chunk.cost.layers)
+        size = self.passes.training.types.reduce.bytes
+        exchange = self.passes.data.transfers.collective(Group.TENSOR, Collective.ALL_REDUCE, size * count)
+        build.blocking(exchange, communicator=Group.TENSOR, category=Category.TENSOR)
+
+    def _reduce_tied_table(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
+        """Sums the gradients of a shared table over first and last stage (E4.14)."""
+        transfers = self.passes.data.transfers
+        pp = transfers.mesh.degrees.pp
+        is_first, is_last = chunks[0].cost.stage.index == 0, chunks[-1].cost.stage.tied_copy is not None
+        count = chunks[0].cost.tied_parameters
+        if pp > 1 and count and (is_first or is_last):
+            exchange = transfers.tied_table(self.passes.training.types.reduce.bytes * count)
+            build.blocking(exchange, communicator=EMBEDDING_COMMUNICATOR, category=Category.OTHER)
+
+
+ELEMENTS_PER_REPLICA = 1_000_000
+"""A bucket has at least this many elements for each data-parallel rank (Megatron-LM, E3.4)."""
+
+
+def pipeline_communicator(what: str, way: str, chunk: int) -> str:
+    """Returns the name of a chunk's end of a stage boundary: `activation into 0`."""
+    return f"{what} {way} {chunk}"
+
+
+def _gathered(chunk: int, bucket: int) -> str:
+    return f"parameters of bucket {bucket} of chunk {chunk} are gathered"
+
+
+def _reduced(chunk: int) -> str:
+    return f"gradients of chunk {chunk} are reduced"
+

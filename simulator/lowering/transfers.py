@@ -1,0 +1,112 @@
+"""Prices the collectives of a step on the groups of the mesh, each once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from simulator.cost.collectives import Collective, price_collective, price_send
+from simulator.lowering.builder import Direction, Exchange
+from simulator.parallel.groups import GroupShape, Lane, TierShape
+from simulator.parallel.mesh import DeviceMesh, Group
+
+AXIS_NAMES: dict[Group, str] = {
+    Group.TENSOR: "tp",
+    Group.CONTEXT: "cp",
+    Group.EXPERT: "ep",
+    Group.EXPERT_TENSOR: "ep",
+    Group.SHARD: "dp",
+    Group.REPLICA: "dp",
+    Group.EXPERT_SHARD: "dp",
+    Group.EXPERT_REPLICA: "dp",
+    Group.WORLD: "dp",
+}
+"""Under which axis the report lists a group's traffic."""
+
+
+@dataclass(slots=True)
+class Transfers:
+    """Collectives by group, payload and kind; equal ones are priced once."""
+
+    mesh: DeviceMesh
+    _priced: dict[tuple[Group, Collective, int, str], Exchange | None] = field(default_factory=dict)
+
+    def collective(self, group: Group, collective: Collective, payload_bytes: int, *, label: str = "") -> Exchange | None:
+        """Returns a collective on a group of the mesh; None if the group has one rank or the payload is nothing."""
+        key = (group, collective, payload_bytes, label)
+        if key not in self._priced:
+            traffic = price_collective(collective, payload_bytes, self.mesh.shapes[group], self.mesh.cluster)
+            self._priced[key] = traffic and Exchange(
+                axis=AXIS_NAMES[group], label=label or collective, traffic=traffic, direction=Direction.BOTH
+            )
+        return self._priced[key]
+
+    def ring(self, sent_bytes: int) -> Exchange | None:
+        """Returns the sends of a context ring: a rank passes on `sent_bytes` in all, neighbour to neighbour.
+
+        It takes the ways of an all-gather, whose rank sends (c - 1)/c of its payload.
+        """
+        size = self.mesh.shapes[Group.CONTEXT].size
+        if size <= 1:
+            return None
+        return self.collective(
+            Group.CONTEXT, Collective.ALL_GATHER, -(-sent_bytes * size // (size - 1)), label=Collective.SEND
+        )
+
+    def message(self, payload_bytes: int, source: int, target: int, direction: Direction) -> Exchange:
+        """Returns a message from one pipeline rank to another, as its sender or its receiver sees it."""
+        hop = self.mesh.pipeline_hop(source, target)
+        traffic = price_send(payload_bytes, hop, self.mesh.cluster)
+        return Exchange(axis="pp", label=Collective.SEND, traffic=traffic, direction=direction)
+
+    def tied_table(self, payload_bytes: int) -> Exchange | None:
+        """Returns the all-reduce of a shared table's gradient between first and last pipeline rank (E4.14)."""
+        last = self.mesh.degrees.pp - 1
+        hop = self.mesh.pipeline_hop(0, last)
+        lanes: tuple[Lane, ...] = hop.lanes
+        tiers = tuple(
+            TierShape(members=2, lanes=lanes, exchange_lanes=lanes, steps=hop.steps)
+            if tier.index == hop.tier
+            else TierShape(members=1)
+            for tier in self.mesh.cluster.tiers
+        )
+        traffic = price_collective(
+            Collective.ALL_REDUCE, payload_bytes, GroupShape(size=2, tiers=tiers), self.mesh.cluster
+        )
+        return traffic and Exchange(
+            axis="embedding", label=Collective.ALL_REDUCE, traffic=traffic, direction=Direction.BOTH
+        )
+
+
+def repeated(exchange: Exchange | None, times: int) -> Exchange | None:
+    """Returns an exchange that stands for several equal ones in a row, as one transfer."""
+    if exchange is None or times == 1:
+        return exchange
+    traffic = exchange.traffic
+    return replace(
+        exchange,
+        calls=exchange.calls * times,
+        traffic=replace(
+            traffic,
+            payload_bytes=traffic.payload_bytes * times,
+            sent_bytes=traffic.sent_bytes * times,
+            tier_bytes=tuple(count * times for count in traffic.tier_bytes),
+            latency_s=traffic.latency_s * times,
+            demands=tuple((port, count * times) for port, count in traffic.demands),
+        ),
+    )
+
+
+def chunk_of(exchange: Exchange, chunks: int) -> Exchange:
+    """Returns one of several equal chunks of a collective: bytes rounded up, latency in full."""
+    traffic = exchange.traffic
+    tier_bytes = tuple(-(-count // chunks) for count in traffic.tier_bytes)
+    return replace(
+        exchange,
+        traffic=replace(
+            traffic,
+            payload_bytes=-(-traffic.payload_bytes // chunks),
+            sent_bytes=sum(tier_bytes),
+            tier_bytes=tier_bytes,
+            demands=tuple((port, -(-count // chunks)) for port, count in traffic.demands),
+        ),
+    )

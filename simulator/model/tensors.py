@@ -1,0 +1,98 @@
+"""Tensors with named axes: what a model stores and what its forward pass keeps for the backward pass.
+
+The axes are logical names (hidden, heads, vocabulary, …). Which of them is split over which direction of
+the device mesh is said once, in `simulator.parallel.sharding`; a model knows nothing of devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+
+
+class TensorAxis(StrEnum):
+    """A named axis of a weight or of an activation's features."""
+
+    HIDDEN = "hidden"
+    HEADS = "heads"
+    KV_HEADS = "kv_heads"
+    HEAD_DIM = "head_dim"
+    LATENT = "latent"
+    KEYS = "keys"
+    FFN = "ffn"
+    VOCAB = "vocab"
+    POSITIONS = "positions"
+    EXPERTS = "experts"
+    EXPERT_FFN = "expert_ffn"
+    ROUTER = "router"
+
+
+class Tokens(StrEnum):
+    """Which tokens of a microbatch a rank holds at a point of the layer."""
+
+    TENSOR = "tensor"
+    """All tokens of the context rank: between the tensor collectives, where features are split."""
+    SEQUENCE = "sequence"
+    """Norms, dropout, residual: split over the tensor group with sequence parallelism, else replicated."""
+    ROUTED = "routed"
+    """Copies of tokens at the experts that they were routed to (top_k a token)."""
+
+
+class Element(StrEnum):
+    """What an element of a kept activation is, which decides its bytes."""
+
+    COMPUTE = "compute"
+    """The 16-bit (or fp32) activation type."""
+    GEMM_INPUT = "gemm_input"
+    """Input of a matrix multiplication: one byte under fp8 compute (E3.9)."""
+    MASK = "mask"
+    """Dropout mask, one byte."""
+    FP32 = "fp32"
+    """Always four bytes."""
+    INDEX = "index"
+    """64-bit index."""
+
+
+Axes = tuple[tuple[TensorAxis, int], ...]
+"""Named sizes, for example `((HIDDEN, 4096), (HEADS, 32), (HEAD_DIM, 128))`."""
+
+
+def elements(axes: Axes) -> int:
+    """Returns the number of elements: the product of the sizes."""
+    return prod(size for _, size in axes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weight:
+    """A parameter tensor."""
+
+    name: str
+    """For example `query`."""
+    axes: Axes
+    """Its sizes by name."""
+    trained: bool = True
+    """False for the router's correction bias, which no gradient moves (E1.9)."""
+
+    @property
+    def count(self) -> int:
+        """Parameters in the tensor."""
+        return elements(self.axes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A tensor that the forward pass keeps for the backward pass."""
+
+    name: str
+    """For example `gate output`."""
+    tokens: Tokens
+    """Which tokens it covers."""
+    features: Axes
+    """Elements for each of those tokens."""
+    element: Element = Element.COMPUTE
+    """Type of an element."""
+    core: bool = False
+    """Part of the attention core, which selective recompute drops (Korthikanti 2022)."""
+    statistic: bool = False
+    """Norm or softmax statistic, left out by the closed formulas of the literature."""

@@ -1,0 +1,90 @@
+"""Constants of the model that a user may change, each with its default and source."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from simulator.units import Bytes, Seconds
+
+GIB = 1 << 30
+MIB = 1 << 20
+Fraction = Annotated[float, Field(ge=0, le=1)]
+AtLeastOne = Annotated[float, Field(ge=1, le=1000)]
+
+
+class FlopsConvention(StrEnum):
+    """How model FLOPs are counted for MFU."""
+
+    MEGATRON = "megatron"
+    CAUSAL = "causal"
+    SIX_N = "6n"
+
+
+class AttentionKernel(StrEnum):
+    """Whether the score matrix exists in memory."""
+
+    FLASH = "flash"
+    UNFUSED = "unfused"
+
+
+class CrossEntropy(StrEnum):
+    """How the loss treats the logits."""
+
+    UNFUSED = "unfused"
+    FUSED = "fused"
+
+
+class Assumptions(BaseModel):
+    """Every constant by name; a scenario overrides what it knows better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flops_convention: FlopsConvention = Field(
+        FlopsConvention.MEGATRON, description="megatron: attention in full; causal: halved; 6n: 6 x parameters x tokens."
+    )
+    attention_kernel: AttentionKernel = Field(
+        AttentionKernel.FLASH, description="flash (Dao 2023) keeps no score matrix; unfused keeps E3.5's 5as/h term."
+    )
+    cross_entropy: CrossEntropy = Field(
+        CrossEntropy.UNFUSED, description="unfused keeps logits and an fp32 copy (E3.10); fused writes the gradient over them."
+    )
+    vocab_padding: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
+        128, description="Vocabulary is padded to a multiple of this x tp (Megatron-LM, E1.11); 0: no padding."
+    )
+    device_context: Bytes = Field(
+        GIB, description="Device context and loaded kernels; 0.5 to 2 GiB (E3.13). Unverified for each accelerator."
+    )
+    communicator_buffers: Bytes = Field(
+        16 * 9_633_792,
+        description="Staging buffers of one communicator: 16 connections x 9,633,792 B (NCCL defaults, E3.13).",
+    )
+    fragmentation: Fraction = Field(
+        0.05, description="Reserved over allocated memory, minus 1: 2 to 15 % with the caching allocator (E3.13), unverified."
+    )
+    gradient_bucket_elements: Annotated[int, Field(ge=1)] = Field(
+        40_000_000, description="Smallest gradient bucket; the bucket is max(this, 1e6 x dp) (Megatron-LM, E3.4)."
+    )
+    fsdp_prefetch_layers: Annotated[int, Field(ge=0, le=16)] = Field(
+        1, description="Layers gathered ahead of the one that computes under zero 3 (torch FSDP, E3.3)."
+    )
+    free_sent_activations: bool = Field(
+        True, description="A stage frees its output once sent (Megatron-LM deallocate_pipeline_outputs)."
+    )
+    scatter_gather: bool = Field(
+        True,
+        description="Without sequence parallelism a tensor rank sends 1/tp of a pipeline message and the receivers "
+        "gather it (Narayanan 2021, section 4.1).",
+    )
+    expert_imbalance: AtLeastOne = Field(
+        1.0, description="Tokens of the fullest expert rank over the mean; 1: balanced routing."
+    )
+    tp_overlap_chunks: Annotated[int, Field(ge=2, le=1024)] = Field(
+        4, description="Chunks into which a GEMM is cut to overlap its tensor collective (Transformer Engine userbuffers)."
+    )
+    sustained_compute: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="Sustained over benchmarked compute rate; less than 1 where power throttles long runs."
+    )
+    step_overhead: Seconds = Field(0.0, description="Host time of a step that nothing hides (logging, data loading).")

@@ -1,0 +1,60 @@
+"""The layout: the degree of each axis, their order on the devices, what is sharded over data."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_DEGREE = 1 << 24
+Degree = Annotated[int, Field(ge=1, le=MAX_DEGREE)]
+
+
+class Axis(StrEnum):
+    """A direction of the device mesh."""
+
+    TENSOR = "tp"
+    CONTEXT = "cp"
+    EXPERT = "ep"
+    DATA = "dp"
+    PIPELINE = "pp"
+
+
+DEFAULT_ORDER = (Axis.TENSOR, Axis.CONTEXT, Axis.EXPERT, Axis.DATA, Axis.PIPELINE)
+
+
+class ContextMethod(StrEnum):
+    """How attention sees the keys of other context ranks."""
+
+    RING = "ring"
+    ULYSSES = "ulysses"
+
+
+class Layout(BaseModel):
+    """How the job is cut into ranks. `auto` values are filled by `resolve_layout`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tp: Degree = Field(1, description="Tensor parallel degree.")
+    sp: bool | None = Field(None, description="Sequence parallel inside the tensor group; default: true when tp > 1.")
+    pp: Degree = Field(1, description="Pipeline ranks.")
+    vpp: Degree = Field(1, description="Model chunks (virtual stages) per pipeline rank.")
+    dp: Degree | Literal["auto"] = Field("auto", description="Data parallel degree: devices / (tp * cp * pp).")
+    cp: Degree = Field(1, description="Context parallel degree.")
+    cp_method: ContextMethod = Field(ContextMethod.RING, description="Context parallel attention.")
+    ep: Degree = Field(1, description="Expert parallel degree; the expert groups lie inside the data x context ranks.")
+    etp: Degree = Field(1, description="Expert tensor parallel degree: each expert's matrices split over it.")
+    zero: Annotated[int, Field(ge=0, le=3)] = Field(
+        0, description="0 replicate, 1 shard optimizer state, 2 + gradients, 3 + parameters (FSDP)."
+    )
+    shard_group: Degree | Literal["auto"] = Field(
+        "auto", description="Ranks that share one copy of the sharded state (HSDP); auto: all of dp x cp."
+    )
+    order: tuple[Axis, ...] = Field(DEFAULT_ORDER, description="Axes, fastest-varying over the devices first.")
+    stages: tuple[Annotated[int, Field(ge=0)], ...] | Literal["auto"] = Field(
+        "auto", description="Layers of each stage, pp * vpp numbers, or auto."
+    )
+    devices_per_domain: Degree | Literal["auto"] = Field(
+        "auto", description="Devices that the job uses of each scale-up domain; auto: as many as groups fill evenly."
+    )

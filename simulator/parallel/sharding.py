@@ -1,0 +1,146 @@
+"""Who holds what: which named tensor axis is split over which direction of the mesh.
+
+One table says it all, as MaxText's logical axis rules do:
+
+| tensor axis | split over |
+| --- | --- |
+| heads, ffn, vocab | tensor (column-parallel out, row-parallel in; Shoeybi 2019) |
+| kv_heads | tensor, but never more ways than there are heads: t > g replicates them t/g times (E1.12) |
+| experts | expert |
+| expert_ffn | expert tensor |
+| hidden, head_dim, latent, keys, positions, router | nothing |
+
+and the tokens of an activation:
+
+| tokens | a rank holds, of the b·s of a microbatch |
+| --- | --- |
+| tensor | b·s / c |
+| sequence | b·s / (c·t) with sequence parallelism, else b·s / c |
+| routed | top_k copies of its share, x imbalance, x t_e after the gather over expert tensor ranks |
+
+All functions take whole numbers or arrays of candidates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from simulator.model.tensors import Axes, Element, Kept, TensorAxis, Tokens, Weight
+from simulator.parallel.degrees import Degrees, Int
+from simulator.parallel.training import Dtype
+
+FP8_SCALE_BLOCK = 128
+FP8_SCALE_BYTES = 4
+"""One fp32 scale for each 1 x 128 block of an fp8 activation (E3.9)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """What a microbatch is, as far as shapes need it."""
+
+    sequence_length: int
+    """Tokens of a sequence, s."""
+    micro_batch: Int
+    """Sequences of a microbatch, b."""
+    top_k: int
+    """Experts of a token; 1 without experts."""
+    expert_imbalance: float
+    """Tokens of the fullest expert rank over the mean."""
+    vocab_padding: int
+    """The vocabulary is padded to a multiple of this x t; 0: only to a multiple of t."""
+    compute: Dtype
+    """Type of the matrix multiplications."""
+
+    @property
+    def tokens(self) -> Int:
+        """Tokens of a microbatch before any split, b·s."""
+        return self.sequence_length * self.micro_batch
+
+
+def padded_vocab(vocab: int, *, tp: Int, multiple: int) -> Int:
+    """Returns V' = ceil(V / (u·t)) · u·t (Megatron-LM, E1.11); u = 0 pads to a multiple of t only."""
+    step = max(1, multiple) * tp
+    return -(-vocab // step) * step
+
+
+def split_degree(axis: TensorAxis, size: int, degrees: Degrees) -> Int:
+    """Returns into how many parts an axis of `size` is cut."""
+    match axis:
+        case TensorAxis.HEADS | TensorAxis.FFN | TensorAxis.VOCAB:
+            return degrees.tp
+        case TensorAxis.KV_HEADS:
+            return np.minimum(degrees.tp, size) if isinstance(degrees.tp, np.ndarray) else min(degrees.tp, size)
+        case TensorAxis.EXPERTS:
+            return degrees.ep
+        case TensorAxis.EXPERT_FFN:
+            return degrees.etp
+        case _:
+            return 1
+
+
+def local_size(axis: TensorAxis, size: int, degrees: Degrees, *, vocab_padding: int = 0) -> Int:
+    """Returns the part of an axis that one rank holds; a vocabulary is padded first."""
+    if axis is TensorAxis.VOCAB:
+        return padded_vocab(size, tp=degrees.tp, multiple=vocab_padding) // degrees.tp
+    return size // split_degree(axis, size, degrees)
+
+
+def local_elements(axes: Axes, degrees: Degrees, *, vocab_padding: int = 0) -> Int:
+    """Returns the elements of a tensor that one rank holds."""
+    count: Int = 1
+    for axis, size in axes:
+        count = count * local_size(axis, size, degrees, vocab_padding=vocab_padding)
+    return count
+
+
+def is_expert(weight: Weight) -> bool:
+    """Returns whether a weight is sharded and reduced over the experts' own data-parallel group."""
+    return any(axis is TensorAxis.EXPERTS for axis, _ in weight.axes)
+
+
+def is_split_over_tensor(weight: Weight) -> bool:
+    """Returns whether a dense weight is cut by tensor parallelism; else its gradient is summed over t (E4.14)."""
+    return any(
+        axis in (TensorAxis.HEADS, TensorAxis.KV_HEADS, TensorAxis.FFN, TensorAxis.VOCAB) for axis, _ in weight.axes
+    )
+
+
+def local_tokens(tokens: Tokens, workload: Workload, degrees: Degrees) -> Int:
+    """Returns the tokens (or routed copies) of a microbatch that one rank holds at a point of a layer."""
+    context_share = workload.tokens // degrees.cp
+    match tokens:
+        case Tokens.TENSOR:
+            return context_share
+        case Tokens.SEQUENCE:
+            return context_share // degrees.sequence
+        case Tokens.ROUTED:
+            copies = context_share // degrees.sequence * workload.top_k * degrees.etp
+            if workload.expert_imbalance == 1:
+                return copies
+            scaled = np.ceil(copies * workload.expert_imbalance)
+            return scaled.astype(np.int64) if isinstance(scaled, np.ndarray) else int(scaled)
+
+
+def kept_bytes(kept: Kept, workload: Workload, degrees: Degrees) -> Int:
+    """Returns the bytes of a kept tensor on one rank, for one microbatch (E3.5 to E3.9)."""
+    count = local_tokens(kept.tokens, workload, degrees) * local_elements(
+        kept.features, degrees, vocab_padding=workload.vocab_padding
+    )
+    match kept.element:
+        case Element.MASK:
+            return count
+        case Element.INDEX:
+            return 8 * count
+        case Element.FP32:
+            return 4 * count
+        case Element.GEMM_INPUT if workload.compute is Dtype.FP8:
+            return count + FP8_SCALE_BYTES * count // FP8_SCALE_BLOCK
+        case _:
+            return activation_bytes(workload.compute) * count
+
+
+def activation_bytes(compute: Dtype) -> int:
+    """Returns the bytes of an activation element: 4 for fp32 and tf32 compute, else 2 (fp8 computes between bf16)."""
+    return 4 if compute in (Dtype.FP32, Dtype.TF32) else 2

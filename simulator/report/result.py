@@ -1,0 +1,232 @@
+"""The result of a simulation, with the names of the JSON contract: SI units, the unit in the name.
+
+Lists that could be as long as the cluster are by class of identical ranks, with a `count`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MEMORY_CATEGORIES = (
+    "parameters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "logits",
+    "temporary",
+    "communication",
+    "framework",
+)
+BREAKDOWN_CATEGORIES = ("compute", "tp", "cp", "ep", "pp", "dp", "bubble", "optimizer", "offload", "other")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Parameter counts, exact, without vocabulary padding."""
+
+    total: int
+    """All parameters of the model."""
+    active: int
+    """Parameters that one token uses."""
+    embedding: int
+    """Token and position tables (the untied head not included)."""
+    per_rank_max: int
+    """Parameters that the fullest rank computes with, padding included (unsharded over data)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassMemory:
+    """Memory of the ranks of one class."""
+
+    class_: str
+    """Name of the rank class."""
+    pipeline_rank: int
+    """Pipeline rank of the class, from 0."""
+    count: int
+    """Ranks in the class."""
+    peak_bytes: int
+    """Highest level over the step, per rank."""
+    reserved_peak_bytes: int
+    """The same with the allocator's fragmentation, per rank."""
+    peak_time_s: float
+    """When the peak is reached first, from the start of the step."""
+    at_peak: dict[str, int]
+    """Bytes by memory category at the peak; adds up to `peak_bytes`."""
+    steady: dict[str, int]
+    """Bytes by memory category outside any microbatch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lever:
+    """A single change of the scenario and what it does to memory and time, by simulation."""
+
+    change: str
+    """Dotted key and value, for example `training.recompute: full`."""
+    reserved_peak_bytes: int
+    """Peak of the fullest rank with the change, reserved."""
+    fits: bool
+    """Whether the changed job fits."""
+    step_time_s: float
+    """Step time with the change."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Memory per device."""
+
+    capacity_bytes: int
+    """Memory of a device that a job can use."""
+    peak_bytes: int
+    """Peak of the fullest rank, allocated."""
+    reserved_peak_bytes: int
+    """Peak of the fullest rank, with the allocator's fragmentation; decides whether the job fits."""
+    fits: bool
+    """Whether `reserved_peak_bytes` is at most `capacity_bytes`."""
+    shortfall_bytes: int
+    """Bytes missing on the fullest rank; 0 if it fits."""
+    peak_class: str
+    """The class with the highest peak."""
+    classes: tuple[ClassMemory, ...]
+    """One entry a rank class."""
+    levers: tuple[Lever, ...] = ()
+    """If it does not fit: single changes tried, those that make it fit first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AxisTraffic:
+    """One collective of one axis over a whole step."""
+
+    axis: str
+    """tp, cp, ep, pp, dp or embedding."""
+    collective: str
+    """all-reduce, all-gather, reduce-scatter, all-to-all, send."""
+    calls_per_rank: float
+    """Calls of a rank in a step, mean over the ranks that take part."""
+    payload_bytes: float
+    """Payload S of one call, mean over the calls (the whole array, equations section 0)."""
+    sent_bytes_per_rank: float
+    """Bytes that a rank sends in a step, mean over the ranks of the job."""
+    total_sent_bytes: int
+    """Bytes that all ranks send in a step."""
+    time_s: float
+    """Time of these collectives on the slowest class."""
+    exposed_s: float
+    """Part of it that compute waits for, on the slowest class (the axis's exposed time, shared by time)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierTraffic:
+    """Traffic of one network tier over a whole step."""
+
+    tier: str
+    """Name of the tier, innermost first."""
+    total_bytes: int
+    """Bytes that all ranks send over it."""
+    bytes_per_rank_mean: float
+    """The same per rank of the job."""
+    busy_fraction: float
+    """Share of the step in which the busiest rank class's link moves bytes."""
+    capacity_bytes_per_s: float
+    """Bandwidth of a device into the tier, one direction, as modelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communication:
+    """What the network carries in a step."""
+
+    by_axis: tuple[AxisTraffic, ...]
+    """By axis and collective."""
+    by_tier: tuple[TierTraffic, ...]
+    """By network tier."""
+    sent_bytes_total: int
+    """Bytes sent by all ranks."""
+    received_bytes_total: int
+    """Bytes received by all ranks; equal to the bytes sent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Time of one optimizer step."""
+
+    time_s: float
+    """Wall time of the step."""
+    tokens: int
+    """Tokens of the step."""
+    tokens_per_s: float
+    """Throughput of the job."""
+    tokens_per_s_per_device: float
+    """Throughput of one device."""
+    model_flops: int
+    """Model FLOPs of the step by `flops_convention`, all devices."""
+    hardware_flops: int
+    """The same with recomputation."""
+    model_tflops_per_device: float
+    """Model TFLOP/s of a device."""
+    mfu: float
+    """Model FLOPs over peak (dense, compute type)."""
+    hfu: float
+    """Hardware FLOPs over peak."""
+    flops_convention: str
+    """megatron, causal or 6n."""
+    breakdown_s: dict[str, float]
+    """Time of the slowest class by what its compute stream did or waited for; adds up to `time_s`."""
+    slowest_class: str
+    """The class whose compute stream worked longest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """The pipeline schedule's figures."""
+
+    schedule: str
+    """Name of the schedule."""
+    microbatches: int
+    """Microbatches of each pipeline in a step."""
+    bubble_fraction: float
+    """Idle share of the slowest class's step (the bubble)."""
+    in_flight_max: tuple[int, ...]
+    """Most stage activations held at once, by pipeline rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """How the simulation itself went."""
+
+    events: int
+    """Tasks executed by the engine."""
+    rank_classes: int
+    """Rank classes simulated."""
+    wall_s: float
+    """Wall time of the simulation; the only field that differs between two runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything that one simulation tells."""
+
+    version: str
+    """Version of shardsim."""
+    scenario: dict[str, Any]
+    """The scenario, every default filled in."""
+    parameters: Parameters
+    """Parameter counts."""
+    memory: Memory
+    """Memory per device."""
+    communication: Communication
+    """Communication volume and time."""
+    step: Step
+    """Step time."""
+    pipeline: Pipeline
+    """Pipeline figures."""
+    engine: Engine
+    """Simulation figures."""
+    warnings: tuple[str, ...] = ()
+    """What a careful user should know about this answer."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON form of the report: plain dicts, lists and numbers."""
+        data = asdict(self)
+        for entry in data["memory"]["classes"]:
+            entry["class"] = entry.pop("class_")
+        return data

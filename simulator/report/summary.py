@@ -1,0 +1,164 @@
+"""Step 10: from the timeline to the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import simulator
+from simulator.config.scenario_form import Scenario
+from simulator.cost.pricing import StageCosts
+from simulator.engine import Timeline
+from simulator.engine.program import PICOSECONDS_PER_SECOND
+from simulator.lowering.builder import CATEGORIES, MEMORY, Category, Memory
+from simulator.lowering.step import LoweredStep
+from simulator.model.layers import Model
+from simulator.parallel.mesh import DeviceMesh
+from simulator.report import result
+from simulator.report.flops import step_flops
+from simulator.report.traffic import communication_of
+from simulator.report.warnings import warnings_of
+from simulator.schedule import PipelineSchedule
+
+Levers = Callable[[Scenario], tuple[result.Lever, ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Simulated:
+    """What the steps before the last hand on."""
+
+    scenario: Scenario
+    model: Model
+    mesh: DeviceMesh
+    costs: StageCosts
+    schedule: PipelineSchedule
+    step: LoweredStep
+    timeline: Timeline
+    wall_s: float
+
+
+def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.Report:
+    """Returns the report of a simulated step.
+
+    Args:
+        simulated: what was simulated.
+        levers: tries single changes if the job does not fit; None: none are tried.
+    """
+    slowest = slowest_class(simulated)
+    memory = _memory(simulated, levers)
+    step = _step(simulated, slowest)
+    return result.Report(
+        version=simulator.__version__,
+        scenario=_resolved(simulated),
+        parameters=_parameters(simulated),
+        memory=memory,
+        communication=communication_of(simulated.step, simulated.mesh, simulated.costs.ports, simulated.timeline, slowest),
+        step=step,
+        pipeline=result.Pipeline(
+            schedule=simulated.schedule.name,
+            microbatches=simulated.schedule.microbatches,
+            bubble_fraction=step.breakdown_s[Category.BUBBLE] / step.time_s,
+            in_flight_max=simulated.schedule.in_flight_max(),
+        ),
+        engine=result.Engine(
+            events=simulated.timeline.events,
+            rank_classes=len(simulated.step.program.classes),
+            wall_s=simulated.wall_s,
+        ),
+        warnings=warnings_of(simulated.scenario, simulated.mesh, step, memory),
+    )
+
+
+def slowest_class(simulated: Simulated) -> int:
+    """Returns the class that idles least: the others wait for it."""
+    return int(simulated.timeline.time_ps[:, CATEGORIES.index(Category.BUBBLE)].argmin())
+
+
+def _resolved(simulated: Simulated) -> dict[str, object]:
+    """The scenario with every `auto` filled in."""
+    filled = simulated.scenario.to_dict()
+    degrees = simulated.mesh.degrees
+    layout = filled["layout"]
+    layout |= {
+        "sp": bool(degrees.sequence > 1),
+        "dp": int(degrees.dp),
+        "shard_group": int(degrees.shard_group),
+        "stages": [cost.stage.num_transformer_layers for cost in simulated.costs.stages],
+        "devices_per_domain": simulated.mesh.domains[0],
+    }
+    filled["training"]["precision"] = simulated.scenario.training.types.model_dump(mode="json")
+    return filled
+
+
+def _parameters(simulated: Simulated) -> result.Parameters:
+    model, schedule = simulated.model, simulated.schedule
+    return result.Parameters(
+        total=model.num_parameters,
+        active=model.num_active_parameters,
+        embedding=model.num_embedding_parameters,
+        per_rank_max=max(
+            sum(int(simulated.costs.stages[stage].num_parameters) for stage in schedule.stages_of(rank))
+            for rank in range(schedule.pp)
+        ),
+    )
+
+
+def _memory(simulated: Simulated, levers: Levers | None) -> result.Memory:
+    fragmentation = simulated.scenario.assumptions.fragmentation
+    framework, communication = MEMORY.index(Memory.FRAMEWORK), MEMORY.index(Memory.COMMUNICATION)
+    classes: list[result.ClassMemory] = []
+    for number, rank_class in enumerate(simulated.step.program.classes):
+        peak = simulated.timeline.counter_peaks[number]
+        # The device context and the communicators' buffers do not pass through the caching allocator.
+        outside = rank_class.initial[framework] + rank_class.initial[communication]
+        classes.append(
+            result.ClassMemory(
+                class_=rank_class.name,
+                pipeline_rank=simulated.step.pipeline_ranks[number],
+                count=rank_class.count,
+                peak_bytes=peak.total,
+                reserved_peak_bytes=peak.total + round(fragmentation * (peak.total - outside)),
+                peak_time_s=peak.time_ps / PICOSECONDS_PER_SECOND,
+                at_peak={str(name): level for name, level in zip(MEMORY, peak.at_peak, strict=True)},
+                steady={str(name): level for name, level in zip(MEMORY, rank_class.initial, strict=True)},
+            )
+        )
+    fullest = max(classes, key=lambda entry: entry.reserved_peak_bytes)
+    capacity = simulated.mesh.cluster.accelerator.memory_usable_bytes
+    fits = fullest.reserved_peak_bytes <= capacity
+    return result.Memory(
+        capacity_bytes=capacity,
+        peak_bytes=fullest.peak_bytes,
+        reserved_peak_bytes=fullest.reserved_peak_bytes,
+        fits=fits,
+        shortfall_bytes=max(0, fullest.reserved_peak_bytes - capacity),
+        peak_class=fullest.class_,
+        classes=tuple(classes),
+        levers=() if fits or levers is None else levers(simulated.scenario),
+    )
+
+
+def _step(simulated: Simulated, slowest: int) -> result.Step:
+    scenario, training = simulated.scenario, simulated.scenario.training
+    time_s = simulated.timeline.makespan_ps / PICOSECONDS_PER_SECOND
+    tokens = training.sequence_length * training.global_batch
+    flops = step_flops(simulated.model, simulated.costs, training, scenario.assumptions.flops_convention)
+    peak = simulated.mesh.cluster.accelerator.peak_flops_per_s[training.types.compute] * scenario.devices
+    spent = simulated.timeline.time_ps[slowest]
+    return result.Step(
+        time_s=time_s,
+        tokens=tokens,
+        tokens_per_s=tokens / time_s,
+        tokens_per_s_per_device=tokens / time_s / scenario.devices,
+        model_flops=flops.model,
+        hardware_flops=flops.hardware,
+        model_tflops_per_device=flops.model / time_s / scenario.devices / 1e12,
+        mfu=flops.model / (time_s * peak),
+        hfu=flops.hardware / (time_s * peak),
+        flops_convention=scenario.assumptions.flops_convention,
+        breakdown_s={
+            name: int(spent[CATEGORIES.index(Category(name))]) / PICOSECONDS_PER_SECOND
+            for name in result.BREAKDOWN_CATEGORIES
+        },
+        slowest_class=simulated.step.program.classes[slowest].name,
+    )

@@ -1,0 +1,193 @@
+"""The timeline as Chrome trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing show.
+
+A process is a rank class, a thread one of its streams, a complete event a task; the memory of a class is a counter
+track with all categories stacked. The file is written as it is made, in an order that depends on nothing but the
+trace: the same input gives the same bytes.
+
+Source: Trace Event Format, Google, 2016 (`X`, `C` and `M` events; `ts` and `dur` in microseconds).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.engine.program import Program
+from simulator.engine.timeline import Timeline, counter_track
+from simulator.errors import SimulatorFault
+
+if TYPE_CHECKING:
+    IntArray = npt.NDArray[np.int64]
+
+DEFAULT_MAX_SPANS = 2_000_000
+_PICOSECONDS_PER_MICROSECOND = 1_000_000
+_SPANS_AT_ONCE = 1 << 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Trace:
+    """What a trace file is made of."""
+
+    program: Program
+    """The program that ran."""
+    timeline: Timeline
+    """What ran when, with its spans recorded."""
+    class_names: tuple[str, ...]
+    """Name of each rank class, in the order of `program.classes`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceCoverage:
+    """How much of a trace has been written."""
+
+    written_spans: int
+    """Task executions in the file."""
+    total_spans: int
+    """Task executions that were recorded."""
+    left_out: tuple[str, ...]
+    """Rank classes that are not in the file, as it would have become too large."""
+
+
+def write_trace(trace: Trace, file: TextIO, *, max_spans: int = DEFAULT_MAX_SPANS) -> TraceCoverage:
+    """Writes the trace as JSON and returns how much of it that was.
+
+    Args:
+        trace: what to write.
+        file: where to; written to in order, not closed.
+        max_spans: budget of task executions. Beyond it whole rank classes are left out: the first, the last and
+            evenly spread ones between are kept (the first in any case). The file names those left out in `otherData`.
+
+    Raises:
+        SimulatorFault: the timeline was recorded without spans, or the names do not match the classes.
+    """
+    spans, num_classes = trace.timeline.spans, len(trace.program.classes)
+    if spans is None:
+        raise SimulatorFault("a trace needs a timeline with spans; run the engine with record_spans=True")
+    if len(trace.class_names) != num_classes:
+        raise SimulatorFault(f"{len(trace.class_names)} class names for {num_classes} rank classes")
+    sizes = np.bincount(spans["class"], minlength=num_classes)
+    kept = choose_classes([int(size) for size in sizes], max_spans=max_spans)
+    left_out = tuple(name for at, name in enumerate(trace.class_names) if at not in kept)
+    coverage = TraceCoverage(written_spans=int(sizes[sorted(kept)].sum()), total_spans=len(spans), left_out=left_out)
+    file.write(f'{{"displayTimeUnit":"ms","otherData":{_json(_other_data(trace, coverage))},"traceEvents":[\n')
+    separator = ""
+    for event in _events(trace, spans, sorted(kept)):
+        file.write(separator)
+        file.write(event)
+        separator = ",\n"
+    file.write("\n]}\n")
+    return coverage
+
+
+def choose_classes(sizes: Sequence[int], *, max_spans: int) -> set[int]:
+    """Returns the classes to keep so that their spans stay within `max_spans`.
+
+    All of them if they do; else the first, the last, the middle, the quarters, the eighths... until one is too many.
+    """
+    if sum(sizes) <= max_spans:
+        return set(range(len(sizes)))
+    kept, spent = set[int](), 0
+    for at in _spread(len(sizes)):
+        if kept and spent + sizes[at] > max_spans:
+            break
+        kept.add(at)
+        spent += sizes[at]
+    return kept
+
+
+def _spread(count: int) -> Iterator[int]:
+    """Yields 0 to `count` - 1 each once, from coarse to fine."""
+    seen = set[int]()
+    parts = 1
+    while len(seen) < count:
+        for position in range(parts + 1):
+            at = position * (count - 1) // parts
+            if at not in seen:
+                seen.add(at)
+                yield at
+        parts *= 2
+
+
+def _other_data(trace: Trace, coverage: TraceCoverage) -> dict[str, Any]:
+    return {
+        **{f"program.{key}": value for key, value in sorted(trace.program.metadata.items())},
+        "generator": "shardsim",
+        "makespan_us": f"{_microseconds(trace.timeline.makespan_ps)}",
+        "rank_classes": len(trace.class_names),
+        "rank_classes_left_out": list(coverage.left_out),
+        "spans": coverage.total_spans,
+        "spans_written": coverage.written_spans,
+    }
+
+
+def _events(trace: Trace, spans: npt.NDArray[np.void], classes: Sequence[int]) -> Iterator[str]:
+    heads = [
+        [_head(trace.program, routine, task) for task in range(len(routine.tasks))]
+        for routine in trace.program.routines
+    ]
+    order = np.lexsort((spans["end_ps"], spans["begin_ps"], spans["stream"], spans["class"]))
+    bounds = np.searchsorted(spans["class"], np.arange(len(trace.class_names) + 1), sorter=order)
+    for at in classes:
+        mine = order[bounds[at] : bounds[at + 1]]
+        yield from _names(trace, at, streams=[int(stream) for stream in np.unique(spans["stream"][mine])])
+        yield from _counters(trace, at)
+        for begin in range(0, len(mine), _SPANS_AT_ONCE):
+            yield from _tasks(heads, spans[mine[begin : begin + _SPANS_AT_ONCE]])
+
+
+def _names(trace: Trace, at: int, *, streams: Sequence[int]) -> Iterator[str]:
+    name = f"{trace.class_names[at]} (x{trace.program.classes[at].count})"
+    yield _metadata("process_name", {"name": name}, at=at)
+    yield _metadata("process_sort_index", {"sort_index": at}, at=at)
+    for stream in streams:
+        yield _metadata("thread_name", {"name": trace.program.streams[stream]}, at=at, stream=stream)
+        yield _metadata("thread_sort_index", {"sort_index": stream}, at=at, stream=stream)
+
+
+def _metadata(name: str, args: dict[str, object], *, at: int, stream: int | None = None) -> str:
+    thread = {} if stream is None else {"tid": stream + 1}
+    return _json({"name": name, "ph": "M", "pid": at + 1, **thread, "args": args})
+
+
+def _counters(trace: Trace, at: int) -> Iterator[str]:
+    """Yields the memory of a class: the level of every category after each instant that changes one."""
+    names = [_json(name) for name in trace.program.counters]
+    if not names:
+        return
+    times_ps, levels = counter_track(trace.timeline, at)
+    last_of_instant = np.append(times_ps[1:] != times_ps[:-1], True)
+    times_ps, levels = times_ps[last_of_instant], levels[last_of_instant]
+    changed = np.append(True, (levels[1:] != levels[:-1]).any(axis=1))
+    for time_ps, level in zip(times_ps[changed].tolist(), levels[changed].tolist(), strict=True):
+        values = ",".join(f"{name}:{value}" for name, value in zip(names, level, strict=True))
+        yield f'{{"name":"memory","ph":"C","pid":{at + 1},"ts":{_microseconds(time_ps)},"args":{{{values}}}}}'
+
+
+def _head(program: Program, routine: Any, task: int) -> str:
+    """Returns what all executions of a task share: the event up to the value of `index`, without times."""
+    this = routine.tasks[task]
+    fixed = {"name": this.name, "cat": program.categories[this.category], "ph": "X"}
+    return f'{_json(fixed)[:-1]},"args":{{"routine":{_json(routine.name)},"index":'
+
+
+def _tasks(heads: Sequence[Sequence[str]], spans: npt.NDArray[np.void]) -> Iterator[str]:
+    for at, stream, routine, task, index, begin_ps, end_ps in spans.tolist():
+        yield (
+            f'{heads[routine][task]}{index}}},"pid":{at + 1},"tid":{stream + 1},'
+            f'"ts":{_microseconds(begin_ps)},"dur":{_microseconds(end_ps - begin_ps)}}}'
+        )
+
+
+def _microseconds(time_ps: int) -> str:
+    """Returns the time in microseconds, exact to the picosecond."""
+    whole, rest = divmod(time_ps, _PICOSECONDS_PER_MICROSECOND)
+    return f"{whole}.{rest:06d}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -1,0 +1,44 @@
+"""What a careful user should know about an answer."""
+
+from __future__ import annotations
+
+from simulator.config.scenario_form import Scenario
+from simulator.parallel.mesh import DeviceMesh, Group
+from simulator.report.result import Memory, Step
+
+LARGE_BUBBLE = 0.25
+LARGEST_PUBLISHED_PARAMETERS = 2e12
+NEARLY_FULL = 0.95
+
+
+def warnings_of(scenario: Scenario, mesh: DeviceMesh, step: Step, memory: Memory) -> tuple[str, ...]:
+    """Returns the warnings of a report, most important first."""
+    found: list[str] = []
+    tier, domain = mesh.cluster.tiers[0], mesh.domains[0]
+    shape = mesh.shapes[Group.TENSOR]
+    if memory.fits and memory.reserved_peak_bytes > NEARLY_FULL * memory.capacity_bytes:
+        found.append("memory is nearly full: fragmentation beyond the assumed one would break the job")
+    if shape.tiers and shape.tiers[0].members < shape.size:
+        found.append(
+            f"tensor groups of {shape.size} leave the {tier.name} domain ({domain} ranks of the job in each): their "
+            "collectives run at the speed of the next tier"
+        )
+    if mesh.degrees.devices >= tier.size > domain:
+        found.append(
+            f"the job uses {domain} of the {tier.size} devices of each {tier.name} domain, so it occupies "
+            f"{mesh.devices_spanned} devices"
+        )
+    bubble = step.breakdown_s["bubble"] / step.time_s
+    if bubble > LARGE_BUBBLE:
+        found.append(f"the pipeline idles {bubble:.0%} of the step: more microbatches or virtual stages shorten that")
+    if scenario.layout.zero in (2, 3) and scenario.layout.pp > 1:
+        found.append(
+            f"zero {scenario.layout.zero} with a pipeline scatters gradients after every microbatch"
+            + (" and gathers parameters twice for each" if scenario.layout.zero > 2 else "")
+        )
+    unverified = [tier.name for tier in scenario.cluster.tiers if not tier.bandwidth.verified]
+    if unverified:
+        found.append(f"bandwidth of {', '.join(unverified)} is not read from its source (see `shardsim show clusters`)")
+    if (scenario.model.layers * scenario.model.hidden**2) > LARGEST_PUBLISHED_PARAMETERS:
+        found.append("far larger than any published run: nothing measured supports the times of this size")
+    return tuple(found)

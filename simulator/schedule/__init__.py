@@ -1,0 +1,111 @@
+"""Order of work in a pipeline: pure combinatorics, one file a schedule.
+
+`SCHEDULES` maps each name to its builder and rules. A new schedule is one file and one line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.errors import ScenarioError, Violation
+from simulator.schedule import gpipe, interleaved, one_f_one_b
+from simulator.schedule.actions import Action, ActionArray, ActionKind, PipelineSchedule
+from simulator.schedule.proof import Clock, verify, walk
+from simulator.schedule.rules import AT_LEAST_ONE, ScheduleRule
+
+__all__ = [
+    "SCHEDULES",
+    "Action",
+    "ActionArray",
+    "ActionKind",
+    "Clock",
+    "PipelineSchedule",
+    "ScheduleKind",
+    "ScheduleRule",
+    "build_schedule",
+    "schedule_is_valid",
+    "schedule_violations",
+    "verify",
+    "walk",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleKind:
+    """One built-in schedule."""
+
+    build: Callable[[int, int, int], PipelineSchedule]
+    """From (pp, vpp, microbatches) to the verified order."""
+    rules: tuple[ScheduleRule, ...]
+    """What the layout and the batch must satisfy."""
+
+
+SCHEDULES: dict[str, ScheduleKind] = {
+    gpipe.NAME: ScheduleKind(gpipe.gpipe, gpipe.RULES),
+    one_f_one_b.NAME: ScheduleKind(one_f_one_b.one_f_one_b, one_f_one_b.RULES),
+    interleaved.NAME: ScheduleKind(interleaved.interleaved, interleaved.RULES),
+}
+
+
+def build_schedule(name: str, *, pp: int, vpp: int, microbatches: int) -> PipelineSchedule:
+    """Returns the verified order of actions on every pipeline rank.
+
+    Args:
+        name: Name in `SCHEDULES`.
+        pp: Pipeline ranks.
+        vpp: Virtual stages per pipeline rank.
+        microbatches: Microbatches in a step, per pipeline.
+
+    Raises:
+        ScenarioError: The name is unknown or a rule of the schedule is broken.
+        SimulatorFault: The built order is incomplete or deadlocks.
+    """
+    if violations := schedule_violations(name, pp, vpp, microbatches):
+        raise ScenarioError(violations)
+    return SCHEDULES[name].build(pp, vpp, microbatches)
+
+
+def schedule_violations(name: str, pp: int, vpp: int, microbatches: int) -> tuple[Violation, ...]:
+    """Returns the rules that a schedule breaks with this layout and number of microbatches; empty when it may run."""
+    if name not in SCHEDULES:
+        return (_unknown(name),)
+    sizes = (np.int64(pp), np.int64(vpp), np.int64(microbatches))
+    for rules in (AT_LEAST_ONE, SCHEDULES[name].rules):
+        if found := tuple(rule.violation(name, pp, vpp, microbatches) for rule in rules if _broken(rule, *sizes).any()):
+            return found
+    return ()
+
+
+def schedule_is_valid(
+    name: str, pp: npt.ArrayLike, vpp: npt.ArrayLike, microbatches: npt.ArrayLike
+) -> npt.NDArray[np.bool_]:
+    """Returns where a built-in schedule may run, for arrays of candidates that broadcast together.
+
+    The same rules as `schedule_violations`, without messages.
+    """
+    sizes = np.broadcast_arrays(*(np.asarray(size, dtype=np.int64) for size in (pp, vpp, microbatches)))
+    valid = np.ones(sizes[0].shape, dtype=np.bool_)
+    for rule in (*AT_LEAST_ONE, *SCHEDULES[name].rules):
+        valid &= ~_broken(rule, *sizes)
+    return valid
+
+
+def _broken(
+    rule: ScheduleRule, pp: npt.ArrayLike, vpp: npt.ArrayLike, microbatches: npt.ArrayLike
+) -> npt.NDArray[np.bool_]:
+    return np.asarray(rule.broken(np.asarray(pp), np.asarray(vpp), np.asarray(microbatches)), dtype=np.bool_)
+
+
+def _unknown(name: str) -> Violation:
+    near = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.0)[0]
+    return Violation(
+        path="schedule",
+        problem=f"unknown schedule {name!r}",
+        why=f"the schedules are {', '.join(SCHEDULES)}",
+        mend=f"did you mean {near}?",
+    )

@@ -1,0 +1,126 @@
+"""The ten steps from a scenario to its report. Read the code in this order.
+
+Step 1, `read_scenario`, stands in `simulator.config.scenario`, so that a notebook can also build a `Scenario` itself.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+from simulator.cluster import build_cluster
+from simulator.config.scenario import Scenario, problems_of
+from simulator.cost.calibration import coefficient_violations
+from simulator.cost.pricing import price_stages
+from simulator.engine import run
+from simulator.lowering.step import lower_step
+from simulator.errors import ScenarioError, Violation
+from simulator.model.decoder import build_model
+from simulator.parallel.assumptions import AttentionKernel, CrossEntropy
+from simulator.parallel.degrees import num_microbatches, resolve_degrees
+from simulator.parallel.mesh import build_mesh
+from simulator.parallel.rules import scenario_violations
+from simulator.parallel.stages import split_into_stages
+from simulator.report.levers import single_changes
+from simulator.report.result import Lever, Report
+from simulator.report.summary import Simulated, summarise
+from simulator.report.trace import Trace
+from simulator.schedule import build_schedule
+
+__all__ = ["broken_rules", "run_steps", "simulate", "simulate_traced"]
+
+
+def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = True) -> Simulated:
+    """Returns what steps 2 to 9 make of a scenario that has passed all rules.
+
+    Args:
+        scenario: the scenario.
+        record_spans: keep every task's begin and end.
+        fold: simulate interchangeable ranks once; false: each on its own, for small clusters.
+    """
+    started = perf_counter()
+    layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
+    degrees = resolve_degrees(layout, devices=scenario.devices)
+    model = build_model(
+        scenario.model,
+        sequence_length=training.sequence_length,
+        flash_attention=assumptions.attention_kernel is AttentionKernel.FLASH,
+        fused_cross_entropy=assumptions.cross_entropy is CrossEntropy.FUSED,
+    )
+    cluster = build_cluster(scenario.cluster)
+    mesh = build_mesh(layout, degrees, cluster)
+    stages = split_into_stages(model, layout, degrees)
+    costs = price_stages(model, stages, mesh, layout, training, assumptions)
+    schedule = build_schedule(
+        scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
+    )
+    step = lower_step(costs, mesh, schedule, layout, training, assumptions, fold=fold)
+    timeline = run(step.program, record_spans=record_spans)
+    return Simulated(
+        scenario=scenario,
+        model=model,
+        mesh=mesh,
+        costs=costs,
+        schedule=schedule,
+        step=step,
+        timeline=timeline,
+        wall_s=perf_counter() - started,
+    )
+
+
+def simulate(scenario: Scenario) -> Report:
+    """Returns the report of one training step.
+
+    Raises:
+        ScenarioError: the scenario breaks a rule.
+    """
+    _require_valid(scenario)
+    return summarise(run_steps(scenario), levers=_levers)
+
+
+def simulate_traced(scenario: Scenario) -> tuple[Report, Trace]:
+    """Returns the report and the timeline of every task, for Perfetto."""
+    _require_valid(scenario)
+    simulated = run_steps(scenario, record_spans=True)
+    trace = Trace(
+        program=simulated.step.program,
+        timeline=simulated.timeline,
+        class_names=tuple(rank_class.name for rank_class in simulated.step.program.classes),
+    )
+    return summarise(simulated, levers=_levers), trace
+
+
+def broken_rules(scenario: Scenario) -> tuple[Violation, ...]:
+    """Returns every rule that a scenario breaks; empty if it can be simulated."""
+    accelerator = scenario.cluster.accelerator
+    replaced = {name: figure.value for name, figure in accelerator.compute.items()}
+    return coefficient_violations(accelerator.kernels, replaced) + scenario_violations(
+        scenario.model,
+        scenario.cluster,
+        scenario.devices,
+        scenario.layout,
+        scenario.schedule,
+        scenario.training,
+        scenario.assumptions,
+    )
+
+
+def _require_valid(scenario: Scenario) -> None:
+    if violations := broken_rules(scenario):
+        raise ScenarioError(problems_of(violations, scenario.origin))
+
+
+def _levers(scenario: Scenario) -> tuple[Lever, ...]:
+    """Simulates every single change of `simulator.report.levers` that keeps the scenario valid."""
+    found = []
+    for change, changed in single_changes(scenario):
+        if not broken_rules(changed):
+            report = summarise(run_steps(changed))
+            found.append(
+                Lever(
+                    change=change,
+                    reserved_peak_bytes=report.memory.reserved_peak_bytes,
+                    fits=report.memory.fits,
+                    step_time_s=report.step.time_s,
+                )
+            )
+    return tuple(sorted(found, key=lambda lever: (not lever.fits, lever.reserved_peak_bytes)))

@@ -1,0 +1,176 @@
+"""What holds for every program: the two engines agree, and time, bytes and memory add up."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from simulator.engine import DeadlockError, Program, Timeline, counter_track, run
+from simulator.engine.reference import Transfer, fair_rates, run_reference
+from tests.engine.programs import assert_same, run_with_spans
+from tests.engine.random_programs import random_program
+from tests.engine.simpy_model import simpy_makespan_ps
+
+seeds = st.integers(0, 2**32)
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=seeds)
+def test_the_compiled_engine_equals_the_reference(seed: int) -> None:
+    program = random_program(seed)
+    try:
+        expected = run_reference(program)
+    except DeadlockError as deadlock:
+        with pytest.raises(DeadlockError) as error:
+            run(program)
+        assert str(error.value) == str(deadlock)
+    else:
+        assert_same(run_with_spans(program), expected)
+        assert_same(run(program), expected)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=seeds)
+def test_time_and_counters_add_up(seed: int) -> None:
+    program = random_program(seed, deadlocks=False)
+    timeline = finished(program)
+    assert timeline.spans is not None
+    assert (timeline.time_ps.sum(axis=1) == timeline.makespan_ps).all()
+    assert (timeline.time_ps >= 0).all()
+    durations = timeline.spans["end_ps"] - timeline.spans["begin_ps"]
+    assert timeline.busy_ps.sum() == durations.sum()
+    assert timeline.events == len(timeline.spans)
+    assert (timeline.resource_busy_ps <= timeline.makespan_ps).all()
+    for class_index, peak in enumerate(timeline.counter_peaks):
+        times, levels = counter_track(timeline, class_index)
+        totals = levels.sum(axis=1)
+        assert peak.total == totals.max()
+        assert peak.time_ps == times[totals.argmax()]
+        assert peak.at_peak == tuple(levels[totals.argmax()])
+        assert peak.final == tuple(levels[-1])
+        assert peak.highest == tuple(levels.max(axis=0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=seeds)
+def test_tasks_of_a_stream_do_not_overlap_and_the_makespan_is_between_its_bounds(seed: int) -> None:
+    program = random_program(seed, deadlocks=False)
+    timeline = finished(program)
+    spans = timeline.spans
+    assert spans is not None
+    same_stream = (spans["class"][1:] == spans["class"][:-1]) & (spans["stream"][1:] == spans["stream"][:-1])
+    assert (spans["begin_ps"][1:] >= spans["end_ps"][:-1])[same_stream].all()
+    busiest = 0
+    for class_index in range(len(program.classes)):
+        for stream in range(len(program.streams)):
+            mine = spans[(spans["class"] == class_index) & (spans["stream"] == stream)]
+            busiest = max(busiest, int((mine["end_ps"] - mine["begin_ps"]).sum()))
+    # Of the transfers on a full link, the fractions of their lone speeds add up to at least one: so nothing is slower
+    # than one after another, but for the rounding of ends to picoseconds.
+    assert busiest <= timeline.makespan_ps <= one_after_another_ps(program) + timeline.events
+
+
+def test_a_link_never_carries_more_than_its_capacity_and_each_flow_meets_a_full_link() -> None:
+    dice = np.random.default_rng(5)
+    for _ in range(200):
+        capacity = dice.choice([1.0, 3.0, 10.0], size=4).tolist()
+        transfers = [
+            Transfer(bytes_on={int(link): int(dice.integers(1, 9)) for link in dice.choice(4, dice.integers(1, 4))})
+            for _ in range(dice.integers(1, 7))
+        ]
+        rates = fair_rates(transfers, capacity)
+        load = [0.0] * 4
+        for transfer, rate in zip(transfers, rates, strict=True):
+            for link, share in transfer.shares.items():
+                load[link] += share * rate
+        assert all(used <= speed * (1 + 1e-12) for used, speed in zip(load, capacity, strict=True))
+        for transfer, rate in zip(transfers, rates, strict=True):
+            # Max-min: on some full link no other flow is faster.
+            assert any(
+                load[link] >= capacity[link] * (1 - 1e-12)
+                and all(
+                    rate >= other * (1 - 1e-12)
+                    for each, other in zip(transfers, rates, strict=True)
+                    if link in each.shares
+                )
+                for link in transfer.shares
+            )
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, copies=st.integers(2, 3))
+def test_copies_that_share_nothing_run_like_the_original(seed: int, copies: int) -> None:
+    program = random_program(seed, deadlocks=False)
+    alone = finished(program)
+    together = run_with_spans(repeated(program, copies))
+    assert together.makespan_ps == alone.makespan_ps
+    assert together.events == copies * alone.events
+    for name in ("end_ps", "time_ps", "busy_ps", "resource_bytes", "resource_busy_ps"):
+        for part in np.split(getattr(together, name), copies):
+            np.testing.assert_array_equal(part, getattr(alone, name))
+    assert together.counter_peaks == alone.counter_peaks * copies
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds)
+def test_simpy_agrees_without_contention(seed: int) -> None:
+    program = random_program(seed, contention=False, deadlocks=False)
+    assert finished(program).makespan_ps == simpy_makespan_ps(program)
+
+
+def test_the_same_program_gives_the_same_bytes() -> None:
+    for seed in range(20):
+        one, two = (finished(random_program(seed, deadlocks=False), skip=False) for _ in range(2))
+        assert one.spans is not None and two.spans is not None
+        assert one.spans.tobytes() == two.spans.tobytes()
+        assert one.time_ps.tobytes() == two.time_ps.tobytes()
+
+
+def finished(program: Program, *, skip: bool = True) -> Timeline:
+    """Return the timeline; a program that deadlocks is no example for the property at hand."""
+    try:
+        return run_with_spans(program)
+    except DeadlockError:
+        if not skip:
+            raise
+        assume(False)
+        raise
+
+
+def one_after_another_ps(program: Program) -> int:
+    """Return the time of all tasks if only one runs at a time."""
+    total_ps = 0
+    for rank_class in program.classes:
+        for routine in rank_class.calls[:, 0]:
+            for task in program.routines[routine].tasks:
+                bytes_on: defaultdict[int, int] = defaultdict(int)
+                for demand in task.demands:
+                    bytes_on[rank_class.resources[demand.resource]] += demand.bytes
+                speeds = {link: program.resources[link].bytes_per_s for link in bytes_on}
+                total_ps += task.duration_ps
+                total_ps += math.ceil(max((size / speeds[link] for link, size in bytes_on.items()), default=0) * 1e12)
+    return total_ps
+
+
+def repeated(program: Program, copies: int) -> Program:
+    """Return a program with copies of all classes, each with links and groups of its own."""
+    return replace(
+        program,
+        resources=program.resources * copies,
+        communicators=program.communicators * copies,
+        classes=tuple(
+            replace(
+                rank_class,
+                resources=tuple(copy * len(program.resources) + link for link in rank_class.resources),
+                communicators=tuple(copy * len(program.communicators) + group for group in rank_class.communicators),
+            )
+            for copy in range(copies)
+            for rank_class in program.classes
+        ),
+    )
