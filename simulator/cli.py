@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
@@ -73,6 +75,8 @@ KindArgument = Annotated[str, typer.Argument(metavar="KIND", help="models, clust
 
 def main() -> None:
     """Runs the command line."""
+    if sys.stdout is None:  # closed by the caller (`>&-`)
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123  (open until exit)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without the letter shows ?
@@ -235,14 +239,17 @@ def _overrides(changes: Sequence[str] | None) -> dict[str, str]:
 
 
 def _read_all(names: Sequence[str], overrides: dict[str, str]) -> list[Scenario]:
-    """Returns all scenarios and their variants, or raises the problems of all files at once."""
+    """Returns all scenarios and their variants, or raises the problems of all files at once.
+
+    Scenarios of different files that have the same name are told apart by their files.
+    """
     from simulator.config.scenario import read_variants
 
-    found: list[Scenario] = []
+    found: list[tuple[Scenario, str]] = []
     problems: list[Any] = []
     for name in names:
         try:
-            found += read_variants(name, overrides)
+            found += [(scenario, name) for scenario in read_variants(name, overrides)]
         except ScenarioError as error:
             problems += error.problems
     if not problems and len(found) < 2:
@@ -252,7 +259,8 @@ def _read_all(names: Sequence[str], overrides: dict[str, str]) -> list[Scenario]
         ]
     if problems:
         raise ScenarioError(list(dict.fromkeys(problems)))
-    return found
+    uses = Counter(each.name for each, _ in found)
+    return [replace(each, name=f"{each.name} ({file})") if uses[each.name] > 1 else each for each, file in found]
 
 
 def _write_text(option: str, name: str | None, text: str) -> None:

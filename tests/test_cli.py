@@ -37,10 +37,11 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         calls.append(scenario)
         return queue[min(len(calls), len(queue)) - 1]
 
-    home = importlib.import_module("simulator.simulate")
+    # Both are imported before either is changed, as one takes its `simulate` from the other.
+    home, comparing = importlib.import_module("simulator.simulate"), importlib.import_module("simulator.compare")
     monkeypatch.setattr(home, "simulate", simulate)
     monkeypatch.setattr(home, "simulate_traced", lambda scenario: (simulate(scenario), "timeline"))
-    monkeypatch.setattr(importlib.import_module("simulator.compare"), "simulate", simulate)
+    monkeypatch.setattr(comparing, "simulate", simulate)
 
     def write_trace(trace: str, file: Any) -> Any:
         file.write(f"the {trace}")
@@ -157,6 +158,30 @@ def test_compare_tells_the_problems_of_all_files(tmp_path: Path, reports: list[A
     assert result.exit_code == 2
     for problem in ("one.yaml:", "two.yaml:", "none.yaml:1:1: there is no such file"):
         assert problem in result.stderr
+
+
+def test_scenarios_of_the_same_name_are_told_apart(
+    tmp_path: Path, reports: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    home = importlib.import_module("simulator.compare")
+    monkeypatch.setattr(home, "simulate", lambda resolved: seen.append(resolved.name) or reports[0])
+    one, two = write(tmp_path, SCENARIO, "one.yaml"), write(tmp_path, SCENARIO, "two.yaml")
+    assert call("compare", one, two).exit_code == 0
+    assert seen == [f"demo ({one})", f"demo ({two})"]
+
+
+def test_a_whole_run_through_every_step(tmp_path: Path) -> None:
+    path = write(tmp_path, VARIANTS)
+    files = {option: str(tmp_path / f"out{option}") for option in ("--json", "--csv", "--trace")}
+    result = call("run", path, *(each for pair in files.items() for each in pair))
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.startswith("demo: tiny")
+    report = json.loads(Path(files["--json"]).read_text())
+    assert report["scenario"]["layout"]["tp"] == 2
+    assert json.loads(Path(files["--trace"]).read_text())["traceEvents"]
+    table = json.loads(call("compare", path, "--json", "-").stdout)["results"]
+    assert sorted(each["scenario"]["name"] for each in table) == ["demo", "demo / zero3"]
 
 
 def test_set_changes_the_scenario(scenario: str, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +319,12 @@ def test_terminals_without_unicode_and_without_colour_are_served() -> None:
     assert done.returncode == 0
     assert "gpt2-small" in done.stdout
     assert "\x1b" not in in_process("--help", NO_COLOR="1", FORCE_COLOR="").stdout
+
+
+def test_closed_standard_output_is_no_fault() -> None:
+    command = f"{sys.executable} -c 'from simulator.cli import main; main()' list models >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("kind", ["models", "clusters", "schedules", "scenarios", "model", "Schedule"])

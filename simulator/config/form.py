@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from simulator.config.document import Entry, Node, Path_, Place, dotted
 from simulator.config.phrases import MISMATCHES, WHY_WHOLE, absurd, describe, got
 from simulator.config.scalars import Shape, field_at, fields_of, key_paths, shape_at, shape_of, typed
+from simulator.config.tree import Entry, Node, Path_, Place, dotted
 from simulator.config.wording import nearest
 from simulator.errors import Problem, Violation
 

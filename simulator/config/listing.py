@@ -6,8 +6,9 @@ import inspect
 import sys
 from pathlib import Path
 
-from simulator.config.document import Node, Place, read_document
+from simulator.config.document import read_document
 from simulator.config.library import Kind, builtin_path, list_builtin, suggestion
+from simulator.config.tree import Node, Place
 from simulator.config.wording import listed, nearest, shortened
 from simulator.errors import ScenarioError
 from simulator.schedule import SCHEDULES

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from simulator.config.document import MAX_DEPTH, Entry, Node, Path_, Place, dotted, entries_of, parse_document
+from simulator.config.builder import MAX_DEPTH
+from simulator.config.document import parse_document
+from simulator.config.tree import Entry, Node, Path_, Place, dotted, entries_of
 from simulator.config.wording import shortened
 from simulator.errors import Problem, ScenarioError
 

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from simulator.config.document import Node, Path_, dotted
+from simulator.config.tree import Node, Path_, dotted
 from simulator.config.wording import alternatives, listed, nearest, shortened
 from simulator.errors import Violation
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, PlainValidator, WrapValidator
 from pydantic.fields import FieldInfo
 
 from simulator.cluster.figures import Figure
-from simulator.config.document import Node, Path_
+from simulator.config.tree import Node, Path_
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?)\s*(\S.*)?", re.DOTALL)
 _MAX_EXPONENT = 60

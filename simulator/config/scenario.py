@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simulator.config.document import Entry, Node, Place, entries_of, read_document
+from simulator.config.document import read_document
 from simulator.config.form import check_form, place_of, placed
 from simulator.config.library import FILE_ENDINGS, Kind, builtin_path, looks_like_path, shown_path, suggestion
 from simulator.config.overrides import Override, apply_override, command_line_overrides, variant_overrides
 from simulator.config.scenario_form import Origin, Scenario, ScenarioForm
+from simulator.config.tree import Entry, Node, Place, entries_of
 from simulator.config.wording import shortened
+from simulator.cost.calibration import coefficient_violations
 from simulator.errors import Problem, ScenarioError, Violation
 from simulator.parallel.rules import scenario_violations
 
@@ -213,8 +215,10 @@ def _scenario(filled: ScenarioForm, origin: Origin) -> Scenario:
 
 
 def _broken_rules(scenario: Scenario, origin: Origin) -> list[Problem]:
+    accelerator = scenario.cluster.accelerator
+    coefficients = {name: figure.value for name, figure in accelerator.compute.items()}
     try:
-        violations = scenario_violations(
+        violations = coefficient_violations(accelerator.kernels, coefficients) + scenario_violations(
             scenario.model,
             scenario.cluster,
             scenario.devices,

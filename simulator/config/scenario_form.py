@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from simulator.cluster.spec import ClusterSpec
-from simulator.config.document import Node
+from simulator.config.tree import Node
 from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout

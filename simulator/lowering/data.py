@@ -27,6 +27,8 @@ class DataLowering:
     """ZeRO stage."""
     prefetch: int
     """Layers gathered ahead under zero 3."""
+    reduces_once: bool
+    """Whether gradients are reduced after the last microbatch only; else after every one."""
 
     def gathers(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
         """Returns the all-gathers of so many parameters of a rank (counted unsharded)."""

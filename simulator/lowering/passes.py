@@ -119,6 +119,7 @@ def lower_backward_pass(
     *,
     place: str,
     keeps_output: bool,
+    begins_gradients: bool,
     finished: dict[int, int],
 ) -> None:
     """Adds the backward pass of a stage's layers, last to first.
@@ -129,6 +130,7 @@ def lower_backward_pass(
         lowering: what all stages share.
         place: name of the stage on its rank, for events.
         keeps_output: whether the output stayed in memory.
+        begins_gradients: whether the gradients of this microbatch are not added to those of earlier ones.
         finished: layer position -> event to record when its gradients are complete (the last microbatch).
     """
     data = lowering.data
@@ -146,7 +148,7 @@ def lower_backward_pass(
             {
                 Memory.ACTIVATIONS: recomputed.restored_bytes,
                 Memory.TEMPORARY: temporary,
-                Memory.GRADIENTS: data.unsharded_gradient_bytes(layer),
+                Memory.GRADIENTS: data.unsharded_gradient_bytes(layer) if begins_gradients else 0,
             }
         )
         if recomputed.whole_forward:
@@ -162,7 +164,7 @@ def lower_backward_pass(
         )
         if gathers is not None:
             gathers.after(position)
-        if data.zero >= 2:
+        if not data.reduces_once:
             scatter_gradients(layer, build, data, place=f"{place} layer {position}", finished=finished.get(position))
         elif position in finished:
             build.record(finished[position])

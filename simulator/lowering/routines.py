@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
 from simulator.cost.pricing import StageCost
-from simulator.lowering.builder import Category, Direction, Exchange, Registry, RoutineBuilder, WrittenRoutine
+from simulator.lowering.builder import Category, Direction, Exchange, Memory, Registry, RoutineBuilder, WrittenRoutine
 from simulator.lowering.data import run_transfers
 from simulator.lowering.passes import PassLowering, lower_backward_pass, lower_forward_pass
 from simulator.parallel.assumptions import Assumptions
@@ -70,11 +70,12 @@ class RoutineWriter:
         self._send(build, chunk, chunk.next, "activation")
         return build.done()
 
-    def backward(self, chunk: Chunk, *, last: bool) -> WrittenRoutine:
+    def backward(self, chunk: Chunk, *, first: bool, last: bool) -> WrittenRoutine:
         """Returns the whole backward of one microbatch: receive, compute, send; the last one reduces gradients.
 
         Args:
             chunk: the stage.
+            first: the step's first microbatch, which begins the gradients.
             last: the step's last microbatch, after which gradients are complete.
         """
         build = self._builder(f"backward {chunk.number}" if chunk.number else "backward")
@@ -83,8 +84,8 @@ class RoutineWriter:
         finished: dict[int, int] = {}
         data = self.passes.data
         buckets = self._buckets(chunk.cost, backward=True)
-        reduces_beside = last and self.passes.training.overlap.dp and data.zero < 2
-        if last and data.zero >= 2:
+        reduces_beside = last and self.passes.training.overlap.dp and data.reduces_once
+        if last and not data.reduces_once:
             finished = {0: self.registry.event(_reduced(number), shared_over_calls=True)}
         if reduces_beside:
             finished = {
@@ -97,6 +98,7 @@ class RoutineWriter:
             self.passes,
             place=f"chunk {number}",
             keeps_output=self._keeps_output(chunk),
+            begins_gradients=first or not data.reduces_once,
             finished=finished,
         )
         self._send(build, chunk, chunk.previous, "gradient")
@@ -111,6 +113,7 @@ class RoutineWriter:
                     beside=True,
                     waits=(finished[bucket[-1]],),
                     records=self.registry.event(_reduced(number), shared_over_calls=True) if is_last else None,
+                    at_end={Memory.GRADIENTS: -self._unsharded_bytes(chunk.cost, bucket)},
                 )
         return build.done()
 
@@ -128,13 +131,15 @@ class RoutineWriter:
         """Returns the end of the step: remaining reductions, gradient norm, update."""
         build = self._builder("end of step")
         data, training = self.passes.data, self.passes.training
-        blocking_data = not training.overlap.dp and data.zero < 2
+        blocking_data = not training.overlap.dp and data.reduces_once
         for chunk in chunks:
             dense, expert = self._totals(chunk.cost, range(len(chunk.cost.layers)))
             reductions = data.reductions(dense, expert)
             if blocking_data:
                 for exchange, group in reductions:
                     build.blocking(exchange, communicator=group, category=Category.DATA)
+                freed = self._unsharded_bytes(chunk.cost, range(len(chunk.cost.layers)))
+                build.free_all({Memory.GRADIENTS: freed})
             elif reductions:
                 build.wait(self.registry.event(_reduced(chunk.number), shared_over_calls=True))
         self._reduce_replicated(build, chunks)
@@ -218,6 +223,9 @@ class RoutineWriter:
             buckets[-1].append(position)
             filled += sum(self._totals(stage, [position]))
         return buckets
+
+    def _unsharded_bytes(self, stage: StageCost, positions: range | list[int]) -> int:
+        return sum(self.passes.data.unsharded_gradient_bytes(stage.layers[position]) for position in positions)
 
     def _totals(self, stage: StageCost, positions: range | list[int]) -> tuple[int, int]:
         layers = [stage.layers[position] for position in positions]

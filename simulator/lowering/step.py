@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +14,7 @@ from simulator.engine import Communicator, Program, RankClass, Resource
 from simulator.lowering.builder import (
     CATEGORIES,
     COMPUTE_STREAM,
-    IN,
     MEMORY,
-    OUT,
     Exchange,
     Memory,
     Registry,
@@ -24,9 +24,9 @@ from simulator.lowering.data import DataLowering
 from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members, single_members
 from simulator.lowering.passes import PassLowering
-from simulator.lowering.routines import EMBEDDING_COMMUNICATOR, Chunk, RoutineWriter
+from simulator.lowering.routines import Chunk, RoutineWriter
 from simulator.lowering.transfers import Transfers
-from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh, Group
 from simulator.parallel.training import Training
@@ -34,6 +34,9 @@ from simulator.schedule import PipelineSchedule
 from simulator.schedule.actions import BACKWARD_CODE, FORWARD_CODE
 
 NUM_DIRECTIONS = 2
+NUM_ACTION_KINDS = 4
+MICROBATCH_PLACES = ((True, False), (False, False), (False, True), (True, True))
+"""(first, last) of a microbatch in its step; a step of one microbatch has one that is both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -78,14 +81,9 @@ def lower_step(
     numbers: dict[object, int] = {}
     calls: list[npt.NDArray[np.int32]] = []
 
-    def add(key: object, written: WrittenRoutine) -> int:
-        numbers[key] = len(routines)
-        routines.append(written)
-        return numbers[key]
-
     for rank in range(schedule.pp):
         chunks = _chunks(costs, schedule, rank)
-        calls.append(_calls(schedule, rank, chunks, writer, numbers, add))
+        calls.append(_calls(schedule, rank, chunks, writer, routines, numbers))
     program = _program(costs, mesh, schedule, assumptions, registry, members, routines, calls)
     return LoweredStep(
         program=program,
@@ -116,6 +114,8 @@ def _writer(
         training=training,
         zero=int(mesh.degrees.zero),
         prefetch=assumptions.fsdp_prefetch_layers,
+        reduces_once=mesh.degrees.zero < 2
+        or (mesh.degrees.zero == 2 and assumptions.zero2_reduction is GradientReduction.LAST_MICROBATCH),
     )
     passes = PassLowering(layers=layers, training=training, data=data, boundary_bytes=costs.boundary_bytes)
     return RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
@@ -141,37 +141,38 @@ def _calls(
     rank: int,
     chunks: tuple[Chunk, ...],
     writer: RoutineWriter,
+    routines: list[WrittenRoutine],
     numbers: dict[object, int],
-    add: object,
 ) -> npt.NDArray[np.int32]:
     """The calls of one pipeline rank; stages that do the same work in the same surroundings share routines."""
-    hop_key = tuple(_surroundings(chunk, writer) for chunk in chunks)
+    surroundings = tuple(_surroundings(chunk, writer) for chunk in chunks)
 
-    def number(kind: str, index: int | None, variant: bool) -> int:
-        key = (kind, hop_key if index is None else (index, hop_key[index]), variant)
-        if key not in numbers:
-            written = (
-                {"begin": writer.begin, "end": writer.end}[kind](chunks)
-                if index is None
-                else writer.forward(chunks[index], first=variant)
-                if kind == "forward"
-                else writer.backward(chunks[index], last=variant)
-            )
-            return add(key, written)  # type: ignore[no-any-return, operator]
-        return numbers[key]
+    def number(kind: str, key: object, write: Callable[[], WrittenRoutine]) -> int:
+        if (kind, key) not in numbers:
+            numbers[kind, key] = len(routines)
+            routines.append(write())
+        return numbers[kind, key]
 
     actions = schedule.ranks[rank]
     stages = np.array(schedule.stages_of(rank))
     chunk_of = np.searchsorted(stages, actions[:, 1])
-    table = np.full((4, len(chunks), 2), -1, dtype=np.int32)
-    for index in range(len(chunks)):
-        for variant in (False, True):
-            table[FORWARD_CODE, index, int(variant)] = number("forward", index, variant)
-            table[BACKWARD_CODE, index, int(variant)] = number("backward", index, variant)
-    special = np.where(actions[:, 0] == FORWARD_CODE, actions[:, 2] == 0, actions[:, 2] == schedule.microbatches - 1)
-    middle = np.stack([table[actions[:, 0], chunk_of, special.astype(np.int64)], actions[:, 2]], axis=1)
-    begin, end = [number("begin", None, False), 0], [number("end", None, False), 0]
-    return np.concatenate([[begin], middle, [end]]).astype(np.int32)
+    is_first, is_last = actions[:, 2] == 0, actions[:, 2] == schedule.microbatches - 1
+    table = np.full((NUM_ACTION_KINDS, len(chunks), 2, 2), -1, dtype=np.int32)
+    for index, chunk in enumerate(chunks):
+        for first, last in MICROBATCH_PLACES:
+            key = (index, surroundings[index], first, last)
+            table[FORWARD_CODE, index, int(first), int(last)] = number(
+                "forward", key[:3], partial(writer.forward, chunk, first=first)
+            )
+            table[BACKWARD_CODE, index, int(first), int(last)] = number(
+                "backward", key, partial(writer.backward, chunk, first=first, last=last)
+            )
+    middle = np.stack(
+        [table[actions[:, 0], chunk_of, is_first.astype(np.int64), is_last.astype(np.int64)], actions[:, 2]], axis=1
+    )
+    begin = number("begin", surroundings, partial(writer.begin, chunks))
+    end = number("end", surroundings, partial(writer.end, chunks))
+    return np.concatenate([[[begin, 0]], middle, [[end, 0]]]).astype(np.int32)
 
 
 def _surroundings(chunk: Chunk, writer: RoutineWriter) -> object:
@@ -259,5 +260,3 @@ def _initial(
     level[Memory.FRAMEWORK] = assumptions.device_context
     return tuple(level[counter] for counter in MEMORY)
 
-
-__all__ = ["EMBEDDING_COMMUNICATOR", "IN", "OUT", "LoweredStep", "lower_step"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from simulator.config.scenario_form import Scenario
+from simulator.parallel.assumptions import GradientReduction
 from simulator.parallel.mesh import DeviceMesh, Group
 from simulator.report.result import Memory, Step
 
@@ -31,10 +32,14 @@ def warnings_of(scenario: Scenario, mesh: DeviceMesh, step: Step, memory: Memory
     bubble = step.breakdown_s["bubble"] / step.time_s
     if bubble > LARGE_BUBBLE:
         found.append(f"the pipeline idles {bubble:.0%} of the step: more microbatches or virtual stages shorten that")
-    if scenario.layout.zero in (2, 3) and scenario.layout.pp > 1:
+    every = scenario.assumptions.zero2_reduction is GradientReduction.EVERY_MICROBATCH
+    if scenario.layout.pp > 1 and scenario.layout.zero > 2:
+        found.append("zero 3 with a pipeline gathers parameters twice and scatters gradients for every microbatch")
+    elif scenario.layout.pp > 1 and scenario.layout.zero == 2:
         found.append(
-            f"zero {scenario.layout.zero} with a pipeline scatters gradients after every microbatch"
-            + (" and gathers parameters twice for each" if scenario.layout.zero > 2 else "")
+            "zero 2 with a pipeline scatters gradients after every microbatch"
+            if every
+            else "zero 2 with a pipeline keeps a stage's gradients whole from its first to its last microbatch"
         )
     unverified = [tier.name for tier in scenario.cluster.tiers if not tier.bandwidth.verified]
     if unverified:

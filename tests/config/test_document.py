@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.config.document import MAX_DEPTH, MAX_FILE_BYTES, MAX_NODES, parse_document, read_document
+from simulator.config.builder import MAX_DEPTH, MAX_NODES
+from simulator.config.document import MAX_FILE_BYTES, parse_document, read_document
 from simulator.config.scenario import read_scenario
 from simulator.errors import ScenarioError
 from tests.config.files import SCENARIO, refused, write
