@@ -10,13 +10,15 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from simulator.version import VERSION
+
 if TYPE_CHECKING:
     from simulator.compare import compare
     from simulator.config.scenario import Scenario, read_scenario, read_variants
     from simulator.report.result import Report
     from simulator.simulate import simulate
 
-__version__ = "0.1.0"
+__version__ = VERSION
 __all__ = ["Report", "Scenario", "__version__", "compare", "read_scenario", "read_variants", "simulate"]
 
 

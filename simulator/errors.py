@@ -66,7 +66,7 @@ class ScenarioError(SimulatorError):
         super().__init__("\n".join(_describe(problem) for problem in self.problems))
 
 
-class SimulatorFault(SimulatorError):
+class SimulatorFault(SimulatorError):  # noqa: N818  (the name that the design gives it)
     """The program broke one of its own invariants."""
 
 

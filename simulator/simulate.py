@@ -12,8 +12,8 @@ from simulator.config.scenario import Scenario, problems_of
 from simulator.cost.calibration import coefficient_violations
 from simulator.cost.pricing import price_stages
 from simulator.engine import run
-from simulator.lowering.step import lower_step
 from simulator.errors import ScenarioError, Violation
+from simulator.lowering.step import lower_step
 from simulator.model.decoder import build_model
 from simulator.parallel.assumptions import AttentionKernel, CrossEntropy
 from simulator.parallel.degrees import num_microbatches, resolve_degrees

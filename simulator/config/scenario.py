@@ -49,14 +49,14 @@ def read_variants(path: str | Path, overrides: Mapping[str, str] | None = None) 
     return _read(path, overrides or {}, variant_rules=True)
 
 
-def problems_of(violations: Iterable[Violation], origin: Origin | None) -> list[Problem | Violation]:
+def problems_of(violations: Iterable[Violation], origin: object | None) -> list[Problem | Violation]:
     """Returns the violations with the file and line of the value at fault, or of the nearest key above it.
 
     Args:
         violations: broken rules, with dotted paths such as `layout.tp` or `cluster.tiers.0.size`.
-        origin: of the scenario; None leaves the violations as they are.
+        origin: `Scenario.origin`; None leaves the violations as they are.
     """
-    if origin is None:
+    if not isinstance(origin, Origin):
         return list(violations)
     return list(_with_places(violations, origin))
 

@@ -1,9 +1,8 @@
-"""What a scenario is: its form in a file, and the value that the simulator works on."""
+"""The form of a scenario in a file, and where its values were written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -14,6 +13,7 @@ from simulator.config.tree import Node
 from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
+from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import Training
 from simulator.schedule import SCHEDULES
 
@@ -61,53 +61,4 @@ class Origin:
     """Name of the variant, empty for the scenario itself."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scenario:
-    """One training step to simulate: everything that the ten steps need."""
-
-    name: str
-    """Name shown in reports."""
-    model: ModelSpec
-    """The architecture."""
-    cluster: ClusterSpec
-    """The machine."""
-    layout: Layout
-    """The layout as written; `auto` values are resolved by `simulator.parallel`."""
-    training: Training
-    """The recipe of a step."""
-    description: str = ""
-    """Free text."""
-    devices: int = 0
-    """Accelerators that the job uses; 0 becomes all of the cluster."""
-    schedule: str = ""
-    """Pipeline schedule; empty becomes `1f1b`, or `interleaved-1f1b` with several virtual stages a rank."""
-    assumptions: Assumptions = field(default_factory=Assumptions)
-    """Constants of the model."""
-    seed: int = 0
-    """Seed of everything random."""
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Overrides by dotted path, as written, by name of the variant."""
-    origin: Origin | None = field(default=None, repr=False, compare=False)
-    """Lines of the file that it was read from; None if it was not read from a file."""
-
-    def __post_init__(self) -> None:
-        # The only way to fill a default that depends on another field of a frozen dataclass.
-        if not self.devices:
-            object.__setattr__(self, "devices", self.cluster.devices.value)
-        if not self.schedule:
-            object.__setattr__(self, "schedule", "interleaved-1f1b" if self.layout.vpp > 1 else "1f1b")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the scenario for the report: plain values, SI, every default of a file filled in."""
-        return {
-            "name": self.name,
-            "description": self.description,
-            "model": self.model.model_dump(mode="json"),
-            "cluster": self.cluster.model_dump(mode="json"),
-            "devices": self.devices,
-            "layout": self.layout.model_dump(mode="json"),
-            "schedule": self.schedule,
-            "training": self.training.model_dump(mode="json"),
-            "assumptions": self.assumptions.model_dump(mode="json"),
-            "seed": self.seed,
-        }
+__all__ = ["MAX_DEVICES", "MAX_SEED", "Origin", "Scenario", "ScenarioForm"]

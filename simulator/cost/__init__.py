@@ -1,1 +1,1 @@
-
+"""How long and how large: kernels, collectives, states, activations."""

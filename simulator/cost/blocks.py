@@ -5,11 +5,13 @@ A block's compute is cut where its communication stands (see `simulator.model.la
 | part | what | forward | backward |
 | --- | --- | --- | --- |
 | entry | norm, router, latent down-projections | one piece | one piece |
-| lead | the linear layers right after the gather | one piece | inputs (I) and weights (W) apart: the gather of the input and the reduction of its gradient run beside them |
+| lead | the linear layers right after the gather | one piece | inputs (I) and weights (W) apart [*] |
 | attention | the attention core | one piece | one piece |
 | rest | everything else between gather and reduction | one piece | one piece |
 | routed | the experts | one piece | one piece |
 | exit | dropout, residual | one piece | one piece |
+
+[*] The second gather of the input runs beside I, the reduction of its gradient beside W.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 from simulator.cluster.cluster import Accelerator
 from simulator.cost.attention import attention_time_s, unfused_attention_time_s
@@ -139,9 +142,10 @@ def accelerator_kernels(accelerator: Accelerator, compute: Dtype) -> KernelModel
     model = kernel_model(coefficients, number_format=number_format)
     peaks = accelerator.peak_flops_per_s
     attention_type = Dtype.BF16 if compute is Dtype.FP8 else compute
+    replaced: dict[str, Any] = dict(accelerator.compute)
     return replace(
         model,
-        **accelerator.compute,
+        **replaced,
         peak_flops_per_s=peaks[compute],
         memory_bytes_per_s=accelerator.memory_bandwidth_bytes_per_s,
         multiprocessors=accelerator.num_multiprocessors or 0,
@@ -325,9 +329,13 @@ def _context_bytes(attention: tuple[Operator, ...], pricing: Pricing) -> tuple[I
         else:
             # K and V heads are copied where there are fewer of them than context ranks.
             kv_sent = kv_heads if kv_heads >= cp else cp
-            buffers = size * tokens * (
-                heads * (operator.qk_head_dim + operator.value_head_dim)
-                + kv_sent * (operator.qk_head_dim + operator.value_head_dim)
+            buffers = (
+                size
+                * tokens
+                * (
+                    heads * (operator.qk_head_dim + operator.value_head_dim)
+                    + kv_sent * (operator.qk_head_dim + operator.value_head_dim)
+                )
             )
             total_forward = total_forward + buffers * (cp > 1)
             total_backward = total_backward + buffers * (cp > 1)

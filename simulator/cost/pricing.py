@@ -45,17 +45,17 @@ class LayerCost:
     @property
     def kept_bytes(self) -> int:
         """Activations kept without recompute."""
-        return sum(block.kept_bytes for block in self.blocks)
+        return int(sum(block.kept_bytes for block in self.blocks))
 
     @property
     def core_kept_bytes(self) -> int:
         """Part that selective recompute drops."""
-        return sum(block.core_kept_bytes for block in self.blocks)
+        return int(sum(block.core_kept_bytes for block in self.blocks))
 
     @property
     def input_bytes(self) -> int:
         """The layer's input."""
-        return self.blocks[0].input_bytes
+        return int(self.blocks[0].input_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,9 +74,7 @@ def moment_bytes(optimizer: Optimizer, storage: Dtype) -> float:
             return 0
 
 
-def state_bytes(
-    weights: Iterable[Weight], degrees: Degrees, training: Training, *, vocab_padding: int
-) -> StateBytes:
+def state_bytes(weights: Iterable[Weight], degrees: Degrees, training: Training, *, vocab_padding: int) -> StateBytes:
     """Returns the resident state of a rank that holds its share of `weights`.
 
     ZeRO 1 divides optimizer state by the shard group, 2 also gradients, 3 also parameters; experts are divided by

@@ -110,7 +110,9 @@ def _check_records(program: Program, rank_class: RankClass) -> None:
     routines, indices = rank_class.calls.T.astype(np.int64)
     times_called = np.bincount(routines, minlength=len(program.routines))
     no_call_twice = bool(np.bincount(routines * program.num_indices + indices).max() <= 1)
-    indices_of = {number: indices[routines == number] for number in {each for many in recorders.values() for each in many}}
+    indices_of = {
+        number: indices[routines == number] for number in {each for many in recorders.values() for each in many}
+    }
     for slot, numbers in recorders.items():
         event = program.events[slot]
         if event.shared_over_calls:

@@ -1,1 +1,1 @@
-
+"""From a plan to programs of the engine: actions to routines, collectives to transfers, memory to counters."""

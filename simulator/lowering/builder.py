@@ -225,9 +225,7 @@ class RoutineBuilder:
     def done(self) -> WrittenRoutine:
         """Returns the routine."""
         self.cut()
-        return WrittenRoutine(
-            routine=Routine(name=self.name, tasks=tuple(self.tasks)), exchanges=tuple(self.exchanges)
-        )
+        return WrittenRoutine(routine=Routine(name=self.name, tasks=tuple(self.tasks)), exchanges=tuple(self.exchanges))
 
     def _emit(self, *, records: int | None) -> None:
         self.tasks.append(

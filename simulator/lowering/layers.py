@@ -105,8 +105,8 @@ class _BlockLowering:
 
     def _dense_forward(self) -> None:
         """Gather, core, reduce."""
-        block, build = self.block, self.build
-        gather = reduce = None
+        block = self.block
+        gather = None
         if self.lowering.sequence_parallel:
             gather = self._tensor(Collective.ALL_GATHER, block.gathered_bytes)
             reduce = self._tensor(Collective.REDUCE_SCATTER, block.reduced_bytes)
@@ -272,11 +272,8 @@ class _BlockLowering:
         self.build.blocking(combine, communicator=Group.EXPERT, category=Category.EXPERT)
 
     def _expert_tensor(self, collective: Collective) -> None:
-        exchange = self.lowering.transfers.collective(
-            Group.EXPERT_TENSOR, collective, self.block.expert_gather_bytes
-        )
+        exchange = self.lowering.transfers.collective(Group.EXPERT_TENSOR, collective, self.block.expert_gather_bytes)
         self.build.blocking(exchange, communicator=Group.EXPERT_TENSOR, category=Category.EXPERT)
 
     def _tensor(self, collective: Collective, payload_bytes: int) -> Exchange | None:
         return self.lowering.transfers.collective(Group.TENSOR, collective, payload_bytes)
-

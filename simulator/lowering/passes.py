@@ -48,9 +48,7 @@ def recompute_of(layer: LayerCost, position: int, training: Training) -> Recompu
     recompute = training.recompute
     kept = layer.kept_bytes
     transformer = layer.kind in (LayerKind.DENSE, LayerKind.EXPERTS)
-    full = recompute is Recompute.FULL or (
-        isinstance(recompute, FullRecompute) and position < recompute.full_layers
-    )
+    full = recompute is Recompute.FULL or (isinstance(recompute, FullRecompute) and position < recompute.full_layers)
     if transformer and full:
         return Recomputed(
             kept_bytes=layer.input_bytes,
@@ -102,9 +100,7 @@ def lower_forward_pass(
             }
         )
         lower_forward(layer, build, lowering.layers, place=f"{place} layer {position} forward")
-        build.free_all(
-            {Memory.TEMPORARY: temporary + (recomputed.restored_bytes if recomputed.whole_forward else 0)}
-        )
+        build.free_all({Memory.TEMPORARY: temporary + (recomputed.restored_bytes if recomputed.whole_forward else 0)})
         if gathers is not None:
             gathers.after(position)
     if keeps_output:

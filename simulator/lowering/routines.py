@@ -274,4 +274,3 @@ def _gathered(chunk: int, bucket: int) -> str:
 
 def _reduced(chunk: int) -> str:
     return f"gradients of chunk {chunk} are reduced"
-

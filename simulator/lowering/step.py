@@ -259,4 +259,3 @@ def _initial(
     level[Memory.COMMUNICATION] = (groups + pipeline_neighbours) * assumptions.communicator_buffers
     level[Memory.FRAMEWORK] = assumptions.device_context
     return tuple(level[counter] for counter in MEMORY)
-

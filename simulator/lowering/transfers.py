@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from simulator.cost.collectives import Collective, price_collective, price_send
+from simulator.cost.collectives import Collective, Traffic, price_collective, price_send
 from simulator.lowering.builder import Direction, Exchange
 from simulator.parallel.groups import GroupShape, Lane, TierShape
 from simulator.parallel.mesh import DeviceMesh, Group
@@ -30,14 +30,14 @@ class Transfers:
     mesh: DeviceMesh
     _priced: dict[tuple[Group, Collective, int, str], Exchange | None] = field(default_factory=dict)
 
-    def collective(self, group: Group, collective: Collective, payload_bytes: int, *, label: str = "") -> Exchange | None:
+    def collective(
+        self, group: Group, collective: Collective, payload_bytes: int, *, label: str = ""
+    ) -> Exchange | None:
         """Returns a collective on a group of the mesh; None if the group has one rank or the payload is nothing."""
         key = (group, collective, payload_bytes, label)
         if key not in self._priced:
             traffic = price_collective(collective, payload_bytes, self.mesh.shapes[group], self.mesh.cluster)
-            self._priced[key] = traffic and Exchange(
-                axis=AXIS_NAMES[group], label=label or collective, traffic=traffic, direction=Direction.BOTH
-            )
+            self._priced[key] = _both_ways(AXIS_NAMES[group], label or collective, traffic)
         return self._priced[key]
 
     def ring(self, sent_bytes: int) -> Exchange | None:
@@ -72,9 +72,13 @@ class Transfers:
         traffic = price_collective(
             Collective.ALL_REDUCE, payload_bytes, GroupShape(size=2, tiers=tiers), self.mesh.cluster
         )
-        return traffic and Exchange(
-            axis="embedding", label=Collective.ALL_REDUCE, traffic=traffic, direction=Direction.BOTH
-        )
+        return _both_ways("embedding", Collective.ALL_REDUCE, traffic)
+
+
+def _both_ways(axis: str, label: str, traffic: Traffic | None) -> Exchange | None:
+    if traffic is None:
+        return None
+    return Exchange(axis=axis, label=label, traffic=traffic, direction=Direction.BOTH)
 
 
 def repeated(exchange: Exchange | None, times: int) -> Exchange | None:

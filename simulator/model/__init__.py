@@ -1,1 +1,1 @@
-
+"""What is computed, on no hardware: specifications, tensors with named axes, operators, layers."""

@@ -195,7 +195,7 @@ def _core(
 
 def _output_projection(spec: ModelSpec, heads: Axes) -> MatMul:
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
-    weights = (Weight(name="output", axes=heads + hidden),)
+    weights: tuple[Weight, ...] = (Weight(name="output", axes=heads + hidden),)
     if spec.biases:
         weights += (Weight(name="output_bias", axes=hidden),)
     return MatMul(

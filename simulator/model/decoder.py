@@ -91,7 +91,7 @@ def _embedding(spec: ModelSpec, table: Weight) -> Layer:
 def _head(spec: ModelSpec, *, fused: bool) -> Layer:
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     vocab: Axes = ((TensorAxis.VOCAB, spec.vocab),)
-    logits = (Kept(name="logits", tokens=Tokens.TENSOR, features=vocab),)
+    logits: tuple[Kept, ...] = (Kept(name="logits", tokens=Tokens.TENSOR, features=vocab),)
     if not fused:
         logits += (Kept(name="fp32 softmax", tokens=Tokens.TENSOR, features=vocab, element=Element.FP32),)
     forward, backward = (

@@ -37,7 +37,7 @@ def experts_block(spec: ModelSpec, experts: Experts) -> Block:
     """
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     router: Axes = ((TensorAxis.ROUTER, experts.count),)
-    router_weights = (Weight(name="router", axes=hidden + router),)
+    router_weights: tuple[Weight, ...] = (Weight(name="router", axes=hidden + router),)
     if experts.router_bias:
         router_weights += (Weight(name="router_bias", axes=router, trained=False),)
     shared_width = experts.shared * (experts.shared_ffn or experts.ffn)
@@ -76,7 +76,7 @@ def _mlp(spec: ModelSpec, *, width: int, name: str) -> tuple[Operator, ...]:
     ffn: Axes = ((TensorAxis.FFN, width),)
     up_names = ("gate", "up") if spec.gated_mlp else ("up",)
     up_weights = tuple(Weight(name=f"{name} {up}", axes=hidden + ffn) for up in up_names)
-    down_weights = (Weight(name=f"{name} down", axes=ffn + hidden),)
+    down_weights: tuple[Weight, ...] = (Weight(name=f"{name} down", axes=ffn + hidden),)
     if spec.biases:
         up_weights += tuple(Weight(name=f"{name} {up}_bias", axes=ffn) for up in up_names)
         down_weights += (Weight(name=f"{name} down_bias", axes=hidden),)
@@ -96,9 +96,7 @@ def _mlp(spec: ModelSpec, *, width: int, name: str) -> tuple[Operator, ...]:
             inputs=ffn,
             outputs=hidden,
             weights=down_weights,
-            kept=(
-                Kept(name=f"{name} down input", tokens=Tokens.TENSOR, features=ffn, element=Element.GEMM_INPUT),
-            ),
+            kept=(Kept(name=f"{name} down input", tokens=Tokens.TENSOR, features=ffn, element=Element.GEMM_INPUT),),
         ),
     )
 
@@ -109,7 +107,7 @@ def _routed(spec: ModelSpec, experts: Experts) -> tuple[Operator, ...]:
     all_experts: Axes = ((TensorAxis.EXPERTS, experts.count),)
     up_names = ("gate", "up") if spec.gated_mlp else ("up",)
     up_weights = tuple(Weight(name=f"expert {up}", axes=all_experts + hidden + ffn) for up in up_names)
-    down_weights = (Weight(name="expert down", axes=all_experts + ffn + hidden),)
+    down_weights: tuple[Weight, ...] = (Weight(name="expert down", axes=all_experts + ffn + hidden),)
     if spec.biases:
         up_weights += tuple(Weight(name=f"expert {up}_bias", axes=all_experts + ffn) for up in up_names)
         down_weights += (Weight(name="expert down_bias", axes=all_experts + hidden),)

@@ -22,7 +22,7 @@ def norm(spec: ModelSpec, name: str, *, width: Axes | None = None) -> Streamed:
     statistics: one fp32 number a token (RMSNorm), two (LayerNorm).
     """
     features: Axes = ((TensorAxis.HIDDEN, spec.hidden),) if width is None else width
-    weights = (Weight(name=f"{name} scale", axes=features),)
+    weights: tuple[Weight, ...] = (Weight(name=f"{name} scale", axes=features),)
     statistics: Axes = ()
     if spec.norm is Norm.LAYERNORM:
         weights += (Weight(name=f"{name} shift", axes=features),)

@@ -4,7 +4,7 @@ An operator is one of a few kinds of work, each priced in `simulator.cost` from 
 
 | kind | forward | backward |
 | --- | --- | --- |
-| `MatMul` | one GEMM `[tokens, k] x [k, n]`, 2·k·n FLOPs a token (E2.0) | two GEMMs of the same FLOPs: inputs (I), weights (W) |
+| `MatMul` | one GEMM `[tokens, k] x [k, n]`, 2·k·n FLOPs a token (E2.0) | two as large: inputs (I), weights (W) |
 | `AttentionCore` | 2·a·(d_qk + d_v)·keys FLOPs a token (E2.2) | 2 x, all of it I (E2.5) |
 | `ExpertMatMul` | one GEMM for each local expert | as `MatMul` |
 | `Streamed` | bytes through memory, no FLOPs worth counting (E6.3) | its own bytes |

@@ -1,1 +1,1 @@
-
+"""Who holds what: layout, rules, mesh, placement, sharding, stages."""

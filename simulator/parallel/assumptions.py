@@ -50,13 +50,15 @@ class Assumptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     flops_convention: FlopsConvention = Field(
-        FlopsConvention.MEGATRON, description="megatron: attention in full; causal: halved; 6n: 6 x parameters x tokens."
+        FlopsConvention.MEGATRON,
+        description="megatron: attention in full; causal: halved; 6n: 6 x parameters x tokens.",
     )
     attention_kernel: AttentionKernel = Field(
         AttentionKernel.FLASH, description="flash (Dao 2023) keeps no score matrix; unfused keeps E3.5's 5as/h term."
     )
     cross_entropy: CrossEntropy = Field(
-        CrossEntropy.UNFUSED, description="unfused keeps logits and an fp32 copy (E3.10); fused writes the gradient over them."
+        CrossEntropy.UNFUSED,
+        description="unfused keeps logits and an fp32 copy (E3.10); fused writes the gradient over them.",
     )
     vocab_padding: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
         128, description="Vocabulary is padded to a multiple of this x tp (Megatron-LM, E1.11); 0: no padding."
@@ -69,7 +71,8 @@ class Assumptions(BaseModel):
         description="Staging buffers of one communicator: 16 connections x 9,633,792 B (NCCL defaults, E3.13).",
     )
     fragmentation: Fraction = Field(
-        0.05, description="Reserved over allocated memory, minus 1: 2 to 15 % with the caching allocator (E3.13), unverified."
+        0.05,
+        description="Reserved over allocated memory, minus 1: 0.02 to 0.15 (caching allocator, E3.13), unverified.",
     )
     gradient_bucket_elements: Annotated[int, Field(ge=1)] = Field(
         40_000_000, description="Smallest gradient bucket; the bucket is max(this, 1e6 x dp) (Megatron-LM, E3.4)."
@@ -94,7 +97,8 @@ class Assumptions(BaseModel):
         1.0, description="Tokens of the fullest expert rank over the mean; 1: balanced routing."
     )
     tp_overlap_chunks: Annotated[int, Field(ge=2, le=1024)] = Field(
-        4, description="Chunks into which a GEMM is cut to overlap its tensor collective (Transformer Engine userbuffers)."
+        4,
+        description="Chunks of a GEMM that overlaps its tensor collective (Transformer Engine userbuffers).",
     )
     sustained_compute: Annotated[float, Field(gt=0, le=1)] = Field(
         0.86,

@@ -62,8 +62,10 @@ class Degrees:
     @property
     def expert_shard_group(self) -> Int:
         """Ranks that share one copy of the sharded state of the experts."""
-        return np.minimum(self.expert_replicas, self.shard_group) if _is_array(self.ep) else min(
-            self.expert_replicas, self.shard_group
+        return (
+            np.minimum(self.expert_replicas, self.shard_group)
+            if _is_array(self.ep)
+            else min(self.expert_replicas, self.shard_group)
         )
 
 

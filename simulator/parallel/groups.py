@@ -111,7 +111,9 @@ def members_within(digits: Digits, domain: int) -> int:
     return prod(min(count, max(1, domain // stride)) for count, stride in digits)
 
 
-def shape_of(digits: Digits, cluster: Cluster, domains: tuple[int, ...], slices: tuple[tuple[int, ...], ...]) -> GroupShape:
+def shape_of(
+    digits: Digits, cluster: Cluster, domains: tuple[int, ...], slices: tuple[tuple[int, ...], ...]
+) -> GroupShape:
     """Returns how the groups with these digits lie in the network.
 
     Args:

@@ -84,7 +84,7 @@ class DeviceMesh:
     @property
     def devices_spanned(self) -> int:
         """Devices of the cluster in the domains that the job touches, used or not."""
-        ranks = self.degrees.devices
+        ranks = int(self.degrees.devices)
         return max(
             -(-ranks // domain) * tier.size for tier, domain in zip(self.cluster.tiers, self.domains, strict=True)
         )
@@ -204,7 +204,9 @@ def _even_sizes(axes: tuple[tuple[Axis, int, int], ...], capacity: int) -> list[
     for axis, degree, stride in axes:
         most = min(degree, capacity // stride)
         sizes.update(
-            stride * part for part in range(1, most + 1) if degree % part == 0 or (axis is Axis.PIPELINE and axis is axes[-1][0])
+            stride * part
+            for part in range(1, most + 1)
+            if degree % part == 0 or (axis is Axis.PIPELINE and axis is axes[-1][0])
         )
     return sorted(sizes, reverse=True)
 

@@ -234,8 +234,10 @@ def batch_fills_microbatches(case: Case) -> Check:
         path="training.global_batch",
         problem=lambda: f"{batch} is not a multiple of dp * micro_batch, which is {per_microbatch}",
         why="every data-parallel rank runs the same number of whole microbatches",
-        mend=lambda: f"set training.global_batch to a multiple of {per_microbatch}, for example "
-        f"{max(1, batch // per_microbatch) * per_microbatch}",
+        mend=lambda: (
+            f"set training.global_batch to a multiple of {per_microbatch}, for example "
+            f"{max(1, batch // per_microbatch) * per_microbatch}"
+        ),
     )
 
 
@@ -259,8 +261,10 @@ def listed_stages_hold_all_layers(case: Case) -> Check:
     return Check(
         holds=stages == "auto" or (len(listed) == num_stages and sum(listed) == case.model.layers),
         path="layout.stages",
-        problem=lambda: f"{len(listed)} stages with {sum(listed)} layers; "
-        f"the layout has pp * vpp = {num_stages} stages and the model {case.model.layers} layers",
+        problem=lambda: (
+            f"{len(listed)} stages with {sum(listed)} layers; "
+            f"the layout has pp * vpp = {num_stages} stages and the model {case.model.layers} layers"
+        ),
         why="each layer lies on exactly one virtual stage",
         mend=lambda: f"list {num_stages} numbers that add up to {case.model.layers}, or set layout.stages to auto",
     )
@@ -395,8 +399,10 @@ def groups_fall_on_whole_steps(case: Case) -> Check:
         and can_take(stage, skip=d.etp * (1 if expert_last else d.ep), count=d.expert_replicas)
         and d.expert_replicas % d.expert_shard_group == 0,
         path="layout.ep" if shard_ok else "layout.shard_group",
-        problem=lambda: "groups of this size do not cut the mesh "
-        f"[{', '.join(f'{axis} {n}' for axis, n, _ in axes)}] into whole steps",
+        problem=lambda: (
+            "groups of this size do not cut the mesh "
+            f"[{', '.join(f'{axis} {n}' for axis, n, _ in axes)}] into whole steps"
+        ),
         why="the ranks of a group lie at regular distances, so that one calculation holds for all groups",
         mend=lambda: "choose degrees that divide each other, for example powers of two",
     )
@@ -411,11 +417,15 @@ def cluster_has_enough_domains(case: Case) -> Check:
     return Check(
         holds=needed <= max(case.cluster.num_devices, tier.size),
         path="devices",
-        problem=lambda: f"{case.devices} devices at {used} of each {tier.name} domain of {tier.size} touch "
-        f"{needed} devices, but {case.cluster.name} has {case.cluster.num_devices}",
+        problem=lambda: (
+            f"{case.devices} devices at {used} of each {tier.name} domain of {tier.size} touch "
+            f"{needed} devices, but {case.cluster.name} has {case.cluster.num_devices}"
+        ),
         why="groups fill a domain evenly, which leaves some of its devices unused",
-        mend=lambda: f"set devices to at most {case.cluster.num_devices // tier.size * used}, "
-        "or choose degrees that fill a domain",
+        mend=lambda: (
+            f"set devices to at most {case.cluster.num_devices // tier.size * used}, "
+            "or choose degrees that fill a domain"
+        ),
     )
 
 

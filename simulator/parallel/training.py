@@ -48,7 +48,7 @@ RECIPES: dict[str, Precision] = {
     ),
     "fp8": Precision(compute=Dtype.FP8),
 }
-"""Named recipes: Megatron-LM bf16 with fp32 gradients (18 bytes a parameter), fp16 (16), fp32 (16), fp8 compute (18)."""
+"""Named recipes: Megatron-LM bf16 with fp32 gradients (18 bytes a parameter), fp16 (16), fp32 (16), fp8 (18)."""
 
 
 class Optimizer(StrEnum):

@@ -34,9 +34,7 @@ def step_flops(model: Model, costs: StageCosts, training: Training, convention: 
     if convention is FlopsConvention.SIX_N:
         per_token = 6 * model.num_active_parameters
     else:
-        per_token = 3 * (
-            model.matmul_flops_per_token + _attention(model.attention_flops_per_key, training, convention)
-        )
+        per_token = 3 * (model.matmul_flops_per_token + _attention(model.attention_flops_per_key, training, convention))
     return StepFlops(model=per_token * tokens, hardware=(per_token + again) * tokens)
 
 

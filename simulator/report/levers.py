@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from simulator.config.scenario_form import Scenario
 from simulator.parallel.layout import Layout
+from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import Recompute
 
 MAX_ZERO = 3

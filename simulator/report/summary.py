@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import simulator
-from simulator.config.scenario_form import Scenario
 from simulator.cost.pricing import StageCosts
 from simulator.engine import Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
@@ -14,11 +12,13 @@ from simulator.lowering.builder import CATEGORIES, MEMORY, Category, Memory
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import Model
 from simulator.parallel.mesh import DeviceMesh
+from simulator.parallel.scenario import Scenario
 from simulator.report import result
 from simulator.report.flops import step_flops
 from simulator.report.traffic import communication_of
 from simulator.report.warnings import warnings_of
 from simulator.schedule import PipelineSchedule
+from simulator.version import VERSION
 
 Levers = Callable[[Scenario], tuple[result.Lever, ...]]
 
@@ -48,11 +48,13 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
     memory = _memory(simulated, levers)
     step = _step(simulated, slowest)
     return result.Report(
-        version=simulator.__version__,
+        version=VERSION,
         scenario=_resolved(simulated),
         parameters=_parameters(simulated),
         memory=memory,
-        communication=communication_of(simulated.step, simulated.mesh, simulated.costs.ports, simulated.timeline, slowest),
+        communication=communication_of(
+            simulated.step, simulated.mesh, simulated.costs.ports, simulated.timeline, slowest
+        ),
         step=step,
         pipeline=result.Pipeline(
             schedule=simulated.schedule.name,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from simulator.config.scenario_form import Scenario
 from simulator.parallel.assumptions import GradientReduction
 from simulator.parallel.mesh import DeviceMesh, Group
+from simulator.parallel.scenario import Scenario
 from simulator.report.result import Memory, Step
 
 LARGE_BUBBLE = 0.25

@@ -8,6 +8,7 @@ from simulator.cluster import ClusterSpec
 
 ACCELERATOR: dict[str, Any] = {
     "name": "chip",
+    "kernels": "h100-sxm-80gb",
     "vendor": "nobody",
     "memory": "80 GiB",
     "memory_bandwidth": "2 TB/s",

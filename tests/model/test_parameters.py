@@ -154,9 +154,7 @@ def _norm_spec(inputs: dict[str, int], norm: Norm) -> ModelSpec:
 
 
 def _experts_spec(inputs: dict[str, int]) -> ModelSpec:
-    experts = Experts(
-        count=inputs["experts"], top_k=1, ffn=inputs["expert_ffn"], shared=inputs["shared_experts"]
-    )
+    experts = Experts(count=inputs["experts"], top_k=1, ffn=inputs["expert_ffn"], shared=inputs["shared_experts"])
     return ModelSpec(name="block", layers=1, hidden=inputs["hidden"], heads=1, vocab=1, experts=experts)
 
 

@@ -1,0 +1,3 @@
+"""The version of shardsim."""
+
+VERSION = "0.1.0"

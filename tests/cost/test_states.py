@@ -1,0 +1,267 @@
+"""Bytes of weights, gradients and optimizer state on a rank, against ZeRO, Megatron-LM and the optimizers' papers."""
+
+from __future__ import annotations
+
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simulator.cost.pricing import price_layer
+from simulator.cost.states import StateBytes, bytes_per_parameter, is_orthogonalised, parameter_share, state_bytes
+from simulator.lowering.data import DataLowering
+from simulator.lowering.transfers import Transfers
+from simulator.model.decoder import build_model
+from simulator.model.tensors import TensorAxis, Weight
+from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.degrees import Degrees, candidates
+from simulator.parallel.layout import Layout
+from simulator.parallel.mesh import build_mesh
+from simulator.parallel.stages import Stage, split_into_stages
+from simulator.parallel.training import Dtype, Optimizer, Precision, Training
+from tests.model.architectures import gpt, model, specs
+from tests.oracles import Record, each
+from tests.parallel.jobs import degrees, pricing, superpod_cluster
+
+MIXED = Precision(gradients=Dtype.BF16, reduce=Dtype.BF16)
+"""ZeRO's recipe: 2 + 2 + 12."""
+MATRIX = Weight(name="matrix", axes=((TensorAxis.HIDDEN, 512), (TensorAxis.FFN, 1024)))
+WIDEST_STATE_BYTES = 18
+"""No recipe stores more for one parameter."""
+
+
+def _training(precision: str | Precision = "bf16", **more: Any) -> Training:
+    return Training(sequence_length=1, global_batch=1, precision=precision, **more)
+
+
+def _all(states: StateBytes) -> Any:
+    return states.parameters + states.gradients + states.optimizer
+
+
+def _vector(parameters: int) -> Weight:
+    return Weight(name="parameters", axes=((TensorAxis.HIDDEN, parameters),))
+
+
+def _rounded_up(value: float, expected: float) -> bool:
+    """Whether a rank holds `expected` bytes and at most one more element of each state."""
+    return expected <= value < expected + WIDEST_STATE_BYTES
+
+
+@each("memory", "memory.zero.")
+def test_zero_shards_the_states_as_in_its_paper(record: Record) -> None:
+    inputs = record.inputs
+    ranks = inputs.get("data_parallel", 64)
+    cut = degrees(dp=ranks, zero=inputs.get("stage", 0))
+    states = state_bytes([_vector(inputs["parameters"])], cut, _training(MIXED), vocab_padding=0)
+    assert _rounded_up(_all(states), record.expected)
+    # 2 bytes of weight, 2 of gradient, K of optimizer state, each divided from its own stage on.
+    optimizer = inputs.get("optimizer_bytes_per_parameter", 12)
+    for part, size, stage in ((states.parameters, 2, 3), (states.gradients, 2, 2), (states.optimizer, optimizer, 1)):
+        share = ranks if cut.zero >= stage else 1
+        assert part == size * ceil(inputs["parameters"] / share)
+
+
+RECIPES: dict[str, tuple[str | Precision, Optimizer]] = {
+    "adam_mixed_zero": ("fp16", Optimizer.ADAMW),
+    "megatron_bf16_fp32grad": ("bf16", Optimizer.ADAMW),
+    "megatron_fp32": ("fp32", Optimizer.ADAMW),
+    "fp32_adam": ("fp32", Optimizer.ADAMW),
+    "pure_bf16_adam": (
+        Precision(gradients=Dtype.BF16, reduce=Dtype.BF16, master="none", optimizer=Dtype.BF16),
+        Optimizer.ADAMW,
+    ),
+    "bf16_moments_fp32_master_fp32_grad": (Precision(optimizer=Dtype.BF16), Optimizer.ADAMW),
+    "fp8_weight_bf16_moments": (Precision(parameters=Dtype.FP8, optimizer=Dtype.BF16), Optimizer.ADAMW),
+    "sgd_momentum_mixed": (MIXED, Optimizer.SGD),
+    "muon_mixed_bf16grad": (MIXED, Optimizer.MUON),
+    "muon_mixed_fp32grad": ("bf16", Optimizer.MUON),
+    "fsdp2_fp32_shard": (Precision(parameters=Dtype.FP32, master="none"), Optimizer.ADAMW),
+}
+
+
+@each("memory", *(f"memory.bytes_per_parameter.{name}" for name in RECIPES))
+def test_a_recipe_stores_its_bytes_a_parameter(record: Record) -> None:
+    precision, optimizer = RECIPES[record.id.rsplit(".", 1)[1]]
+    training = _training(precision, optimizer=optimizer)
+    assert record.agrees_with(sum(bytes_per_parameter(training)))
+    resident = _all(state_bytes([MATRIX], degrees(dp=8), training, vocab_padding=0))
+    assert record.agrees_with(resident / MATRIX.count)
+
+
+@each("memory", "memory.bytes_per_parameter.adam8bit.")
+def test_8_bit_adam_keeps_a_scale_for_each_block(record: Record) -> None:
+    training = _training(Precision(master="none"), optimizer=Optimizer.ADAM8BIT)
+    assert record.agrees_with(bytes_per_parameter(training)[2])
+    assert record.agrees_with(state_bytes([MATRIX], degrees(), training, vocab_padding=0).optimizer / MATRIX.count)
+
+
+@each("memory", "memory.adafactor.")
+def test_adafactor_keeps_a_row_and_a_column(record: Record) -> None:
+    rows, columns = record.inputs["rows"], record.inputs["cols"]
+    matrix = Weight(name="matrix", axes=((TensorAxis.HIDDEN, rows), (TensorAxis.FFN, columns)))
+    training = _training(Precision(master="none"), optimizer=Optimizer.ADAFACTOR)
+    assert record.agrees_with(state_bytes([matrix], degrees(), training, vocab_padding=0).optimizer)
+
+
+@each("memory", "memory.distopt.")
+def test_the_distributed_optimizer_keeps_weights_and_gradients_whole(record: Record) -> None:
+    precision = {"bf16_fp32": "bf16", "fp32_fp32": "fp32"}[record.inputs["variant"]]
+    cut = degrees(dp=record.inputs["data_parallel"], zero=1)
+    assert record.agrees_with(_all(state_bytes([MATRIX], cut, _training(precision), vocab_padding=0)) / MATRIX.count)
+
+
+def _stage_of(inputs: dict[str, Any], cut: Degrees) -> Stage:
+    whole = model(inputs["model"])
+    stages = split_into_stages(whole, Layout(tp=cut.tp, pp=cut.pp), cut)
+    stage = stages[{"first": 0, "middle": len(stages) // 2, "last": -1}[inputs["stage"]]]
+    assert stage.num_transformer_layers == inputs.get("layers_per_stage", len(whole.layers) // cut.pp)
+    return stage
+
+
+@each("memory", "memory.rank.")
+def test_a_rank_holds_its_share_of_its_stage(record: Record) -> None:
+    inputs = record.inputs
+    cut = degrees(tp=inputs["tp"], pp=inputs["pp"], dp=inputs.get("dp", 1), zero=1)
+    stage = _stage_of(inputs, cut)
+    if record.id.endswith(".parameters"):
+        share = parameter_share(stage.weights, cut, vocab_padding=0)
+        assert share.expert == 0
+        assert record.agrees_with(share.dense)
+    else:
+        assert record.agrees_with(_all(state_bytes(stage.weights, cut, _training(), vocab_padding=0)))
+
+
+TENSOR_RANKS = ("llama2-7b", "llama2-70b", "llama3.1-8b", "llama3.1-70b", "llama3.1-405b", "dense-100t")
+
+
+@each("parameters", *(f"params.{name}.layer_on_tp_rank." for name in TENSOR_RANKS))
+def test_a_tensor_rank_holds_whole_norms_and_its_part_of_the_matrices(record: Record) -> None:
+    layer = model(record.inputs["model"]).layers[0]
+    share = parameter_share(layer.weights, degrees(tp=record.inputs["tp"]), vocab_padding=0)
+    assert record.agrees_with(share.dense + share.expert)
+
+
+@each("memory", "memory.states_total.", "memory.states_devices.")
+def test_16_bytes_a_parameter_fill_so_many_devices(record: Record) -> None:
+    whole = model(record.inputs["model"])
+    weights = [weight for layer in (whole.embedding, *whole.layers, whole.head) for weight in layer.weights]
+    states = _all(state_bytes(weights, degrees(), _training("fp16"), vocab_padding=0))
+    # The record gives the routers' correction biases gradients and moments, which no optimizer does (E1.9).
+    untrained = sum(weight.count for weight in weights if not weight.trained)
+    total = states + 14 * untrained
+    assert record.agrees_with(-(-total // record.inputs["device_bytes"]) if "device_bytes" in record.inputs else total)
+
+
+WEIGHTS_OF_FIGURE_1 = tuple(f"memory.korthikanti.fig1.{size}.weights_optimizer" for size in ("22b", "175b", "530b", "1t"))
+
+
+@each("memory", *WEIGHTS_OF_FIGURE_1)
+def test_the_matrices_of_a_gpt_rank_take_18_bytes_a_parameter(record: Record) -> None:
+    inputs = record.inputs
+    layer = build_model(
+        gpt(layers=inputs["layers"], hidden=inputs["hidden"], heads=inputs["heads"]), sequence_length=inputs["seq"]
+    ).layers[0]
+    # Figure 1 counts 12h^2 a layer: matrices, without norms and biases.
+    matrices = [weight for weight in layer.weights if is_orthogonalised(weight)]
+    states = _all(state_bytes(matrices, degrees(tp=inputs["tp"]), _training(), vocab_padding=0))
+    assert record.agrees_with(states * inputs["layers"] / inputs["pp"])
+
+
+@each("memory", "memory.nccl.")
+def test_a_communicator_stages_the_buffers_of_16_connections(record: Record) -> None:
+    parts = record.expected
+    assert sum(size for name, size in parts.items() if name != "sum") == parts["sum"]
+    assert Assumptions().communicator_buffers == 16 * parts["sum"]
+
+
+@each("memory", "memory.fsdp.")
+def test_fsdp_gathers_layers_and_reduces_in_fp32(record: Record) -> None:
+    whole = model(record.inputs["model"])
+    cut = degrees(dp=8, zero=3)
+    training = _training(Precision(gradients=Dtype.BF16, reduce=Dtype.FP32))
+    layout = Layout(zero=3)
+    data = DataLowering(
+        transfers=Transfers(build_mesh(layout, cut, superpod_cluster())),
+        training=training,
+        zero=3,
+        prefetch=Assumptions().fsdp_prefetch_layers,
+        **({"reduces_once": False} if "reduces_once" in DataLowering.__dataclass_fields__ else {}),
+    )
+    layer = price_layer(whole.layers[0], pricing(whole, cut, training, Assumptions(), layout))
+    if record.id.startswith("memory.fsdp.gathered"):
+        assert record.agrees_with((1 + data.prefetch) * data.gathered_bytes(layer))
+    else:
+        assert record.agrees_with(data.unsharded_gradient_bytes(layer) + data.reduce_buffer_bytes(layer))
+
+
+def test_muon_keeps_tables_norms_and_biases_on_adam() -> None:
+    whole = build_model(gpt(layers=1, hidden=256, heads=4), sequence_length=1)
+    training = _training(optimizer=Optimizer.MUON)
+    for layer in (whole.embedding, *whole.layers, whole.head):
+        for weight in layer.weights:
+            held = state_bytes([weight], degrees(), training, vocab_padding=0).optimizer
+            is_matrix = len(weight.axes) > 1 and "bias" not in weight.name and "table" not in weight.name
+            assert held == weight.count * (8 if is_matrix else 12), weight.name
+
+
+def test_experts_are_sharded_over_their_own_group() -> None:
+    layer = model("mixtral-8x7b").layers[0]
+    # 64 ranks hold the same dense weights, 64 / 8 = 8 the same experts.
+    cut = degrees(dp=64, ep=8, zero=3)
+    experts = [weight for weight in layer.weights if weight.axes[0][0] is TensorAxis.EXPERTS]
+    dense = [weight for weight in layer.weights if weight.axes[0][0] is not TensorAxis.EXPERTS]
+    for weights, shares in ((experts, 8 * 8), (dense, 64)):
+        states = state_bytes(weights, cut, _training(), vocab_padding=0)
+        assert _all(states) == 18 * sum(weight.count for weight in weights) // shares
+
+
+@given(spec=specs(), stage=st.integers(0, 3), optimizer=st.sampled_from(Optimizer))
+def test_more_sharding_never_takes_more_memory(spec: Any, stage: int, optimizer: Optimizer) -> None:
+    whole = build_model(spec, sequence_length=1)
+    weights = [weight for layer in (whole.embedding, *whole.layers, whole.head) for weight in layer.weights]
+    training = _training(optimizer=optimizer)
+    sizes = [
+        _all(state_bytes(weights, degrees(dp=4, zero=zero, shard_group=group), training, vocab_padding=0))
+        for zero, group in ((stage, 1), (stage, 2), (stage, 4), (min(3, stage + 1), 4))
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+COLUMNS = st.lists(
+    st.tuples(*(st.sampled_from([1, 2, 4]) for _ in range(4)), st.sampled_from([1, 2, 8]), st.integers(0, 3)),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(spec=specs(), rows=COLUMNS, optimizer=st.sampled_from(Optimizer), padding=st.sampled_from([0, 1, 128]))
+def test_states_of_an_array_of_candidates_equal_those_of_each(
+    spec: Any, rows: list[tuple[int, ...]], optimizer: Optimizer, padding: int
+) -> None:
+    whole = build_model(spec, sequence_length=1)
+    weights = [weight for layer in (whole.embedding, *whole.layers, whole.head) for weight in layer.weights]
+    training = _training(optimizer=optimizer)
+    alone = [
+        degrees(tp=tp, ep=ep, etp=etp, dp=dp * ep * etp, cp=cp, zero=zero) for tp, ep, etp, cp, dp, zero in rows
+    ]
+    names = Degrees.__dataclass_fields__
+    together = candidates(**{name: [getattr(cut, name) for cut in alone] for name in names})
+    many = state_bytes(weights, together, training, vocab_padding=padding)
+    share = parameter_share(weights, together, vocab_padding=padding)
+    for index, cut in enumerate(alone):
+        one = state_bytes(weights, cut, training, vocab_padding=padding)
+        for name in ("parameters", "gradients", "optimizer"):
+            assert np.broadcast_to(getattr(many, name), len(alone))[index] == getattr(one, name), name
+        one_share = parameter_share(weights, cut, vocab_padding=padding)
+        assert np.broadcast_to(share.dense, len(alone))[index] == one_share.dense
+        assert np.broadcast_to(share.expert, len(alone))[index] == one_share.expert
+
+
+@pytest.mark.parametrize("padding", [0, 128])
+def test_a_padded_vocabulary_takes_memory_on_every_tensor_rank(padding: int) -> None:
+    table = Weight(name="table", axes=((TensorAxis.VOCAB, 50257), (TensorAxis.HIDDEN, 768)))
+    held = parameter_share([table], degrees(tp=8), vocab_padding=padding).dense
+    assert held == (51200 if padding else 50264) // 8 * 768
