@@ -23,7 +23,7 @@ from simulator.parallel.stages import split_into_stages
 from simulator.report.levers import single_changes
 from simulator.report.result import Lever, Report
 from simulator.report.summary import Simulated, summarise
-from simulator.report.trace import Trace
+from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
 from simulator.schedule import build_schedule
 
 __all__ = ["broken_rules", "run_steps", "simulate", "simulate_traced"]
@@ -34,7 +34,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
 
     Args:
         scenario: the scenario.
-        record_spans: keep every task's begin and end.
+        record_spans: keep every task's begin and end, of as many rank classes as a trace has room for.
         fold: simulate interchangeable ranks once; false: each on its own, for small clusters.
     """
     started = perf_counter()
@@ -54,7 +54,8 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
         scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
     )
     step = lower_step(costs, mesh, schedule, layout, training, assumptions, fold=fold)
-    timeline = run(step.program, record_spans=record_spans)
+    traced = choose_classes(spans_per_class(step.program), max_spans=DEFAULT_MAX_SPANS) if record_spans else False
+    timeline = run(step.program, record_spans=traced)
     return Simulated(
         scenario=scenario,
         model=model,

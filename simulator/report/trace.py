@@ -48,7 +48,7 @@ class TraceCoverage:
     written_spans: int
     """Task executions in the file."""
     total_spans: int
-    """Task executions that were recorded."""
+    """Task executions of all classes."""
     left_out: tuple[str, ...]
     """Rank classes that are not in the file, as it would have become too large."""
 
@@ -63,17 +63,19 @@ def write_trace(trace: Trace, file: TextIO, *, max_spans: int = DEFAULT_MAX_SPAN
             evenly spread ones between are kept (the first in any case). The file names those left out in `otherData`.
 
     Raises:
-        SimulatorFault: the timeline was recorded without spans, or the names do not match the classes.
+        SimulatorFault: the timeline was recorded without any spans, or the names do not match the classes.
     """
     spans, num_classes = trace.timeline.spans, len(trace.program.classes)
     if spans is None:
         raise SimulatorFault("a trace needs a timeline with spans; run the engine with record_spans=True")
     if len(trace.class_names) != num_classes:
         raise SimulatorFault(f"{len(trace.class_names)} class names for {num_classes} rank classes")
-    sizes = np.bincount(spans["class"], minlength=num_classes)
-    kept = choose_classes([int(size) for size in sizes], max_spans=max_spans)
+    sizes = spans_per_class(trace.program)
+    recorded = set(np.unique(spans["class"]).tolist())
+    kept = {at for at in choose_classes(sizes, max_spans=max_spans) if at in recorded or not sizes[at]}
     left_out = tuple(name for at, name in enumerate(trace.class_names) if at not in kept)
-    coverage = TraceCoverage(written_spans=int(sizes[sorted(kept)].sum()), total_spans=len(spans), left_out=left_out)
+    written = sum(sizes[at] for at in kept)
+    coverage = TraceCoverage(written_spans=written, total_spans=sum(sizes), left_out=left_out)
     file.write(f'{{"displayTimeUnit":"ms","otherData":{_json(_other_data(trace, coverage))},"traceEvents":[\n')
     separator = ""
     for event in _events(trace, spans, sorted(kept)):
@@ -82,6 +84,12 @@ def write_trace(trace: Trace, file: TextIO, *, max_spans: int = DEFAULT_MAX_SPAN
         separator = ",\n"
     file.write("\n]}\n")
     return coverage
+
+
+def spans_per_class(program: Program) -> list[int]:
+    """Returns how many tasks each class of a program runs."""
+    lengths = np.array([len(routine.tasks) for routine in program.routines], dtype=np.int64)
+    return [int(lengths[rank_class.calls[:, 0]].sum()) for rank_class in program.classes]
 
 
 def choose_classes(sizes: Sequence[int], *, max_spans: int) -> set[int]:

@@ -138,7 +138,8 @@ def test_tiers_carry_the_bytes_of_a_hierarchical_all_reduce(record: Record) -> N
         in_a_row += traffic.latency_s + sum(seconds)
         side_by_side += time_alone_s(traffic, ports_of(cluster))
         assert time_alone_s(traffic, ports_of(cluster)) == pytest.approx(traffic.latency_s + max(seconds))
-    assert record.agrees_with(in_a_row)
+    # Each half rounds up to whole bytes in each tier.
+    assert record.expected * (1 - 1e-9) <= in_a_row <= record.expected * (1 + 1e-9) + 2 * sum(1 / rate for rate in rates)
     assert _seconds(Collective.ALL_REDUCE, inputs["payload_bytes"], cluster) <= side_by_side <= in_a_row
 
 
@@ -289,8 +290,10 @@ def test_no_collective_beats_the_bandwidth_of_its_slowest_cut(
     for tier_shape, port in zip(shape.tiers, ports_of(cluster), strict=True):
         part, outside = inside, shape.size - inside
         if tier_shape.members > 1 and inside * tier_shape.members == shape.size:
-            # `part` ranks, each with this tier's port, take in what `outside` ranks have: S/n each.
+            # `part` ranks, each with this tier's port, take in S/n of each of the `outside` ranks (all-to-all: for
+            # each of them), and an all-reduce gives back as much again.
             incoming = payload * outside / shape.size * (part if collective is Collective.ALL_TO_ALL else 1)
+            incoming *= OPTIMAL[collective]
             assert seconds >= incoming / (part * port.bytes_per_s) * (1 - 1e-9)
         inside *= tier_shape.members
 
