@@ -270,6 +270,19 @@ def listed_stages_hold_all_layers(case: Case) -> Check:
     )
 
 
+def inner_stages_hold_layers(case: Case) -> Check:
+    """Only the first and the last stage may be without a layer."""
+    inner = () if case.layout.stages == "auto" else case.layout.stages[1:-1]
+    empty = next((index for index, count in enumerate(inner, start=1) if count == 0), 0)
+    return Check(
+        holds=empty == 0,
+        path="layout.stages",
+        problem=lambda: f"stage {empty} (counted from 0) holds no layer",
+        why="only the first stage, which has the embedding, and the last, which has the head, do work without a layer",
+        mend=lambda: "give every stage between them at least one layer",
+    )
+
+
 def shard_group_divides_replicas(case: Case) -> Check:
     """The shard group divides the ranks that hold the same parameters."""
     replicas, group = case.degrees.replicas, case.degrees.shard_group
@@ -372,6 +385,7 @@ RULES: tuple[Callable[[Case], Check], ...] = (
     batch_fills_microbatches,
     layers_fill_stages,
     listed_stages_hold_all_layers,
+    inner_stages_hold_layers,
     shard_group_divides_replicas,
     order_names_every_axis,
     compute_type_is_supported,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from math import isfinite
 from typing import Any
 
@@ -200,5 +201,6 @@ def setting(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return f"[{', '.join(setting(inside) for inside in value)}]"
+        runs = [(setting(item), len(list(equal))) for item, equal in groupby(value)]
+        return f"[{', '.join(f'{count} x {item}' if count > 1 else item for item, count in runs)}]"
     return "{}" if value == {} else str(value)

@@ -121,8 +121,10 @@ def scenarios(
     stages: Any = "auto"
     layers = pp * vpp + draw(st.integers(0, 3))
     if draw(st.integers(0, 4)) == 0:
-        cuts = draw(st.lists(st.integers(0, 2), min_size=pp * vpp, max_size=pp * vpp))
-        cuts[draw(st.integers(0, pp * vpp - 1))] = 1  # a model has at least one layer
+        # First and last stage hold the embedding and the head, and may do without a layer of their own.
+        last = pp * vpp - 1
+        cuts = [draw(st.integers(int(0 < stage < last or last == 0), 2)) for stage in range(last + 1)]
+        cuts[0] += not any(cuts)
         stages, layers = tuple(cuts), sum(cuts)
     spec = draw(models(layers=layers, tp=tp, cp=cp, ep=ep, etp=etp, in_experts=in_experts))
     sequence_parallel = draw(st.sampled_from([None, None, True, False])) if not in_experts or tp == 1 else None
