@@ -61,12 +61,12 @@ class Degrees:
 
     @property
     def expert_shard_group(self) -> Int:
-        """Ranks that share one copy of the sharded state of the experts."""
-        return (
-            np.minimum(self.expert_replicas, self.shard_group)
-            if _is_array(self.ep)
-            else min(self.expert_replicas, self.shard_group)
-        )
+        """Ranks that share one copy of the sharded state of the experts: all that hold the same experts (E3.2), or as
+        many as a smaller shard group (HSDP) has."""
+        whole, part = self.expert_replicas, self.shard_group
+        if _is_array(whole) or _is_array(part):
+            return np.where(part == self.replicas, whole, np.minimum(whole, part))
+        return whole if part == self.replicas else min(whole, part)
 
 
 def _is_array(value: Int) -> bool:

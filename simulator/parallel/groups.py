@@ -51,7 +51,8 @@ class GroupShape:
     size: int
     """Ranks of the group, n."""
     tiers: tuple[TierShape, ...]
-    """One entry for each tier of the cluster; the product of their members is n."""
+    """One entry for each tier of the cluster; the product of their members is n (more where the last domain is part
+    full)."""
 
 
 def count_of(digits: Digits) -> int:
@@ -126,7 +127,8 @@ def shape_of(
     inner = 1
     for tier, domain, box in zip(cluster.tiers, domains, slices, strict=True):
         within = members_within(digits, domain)
-        members = within // inner
+        # Rounded up: the last of a number of domains that does not divide is filled in part.
+        members = -(-within // inner)
         inner = within
         shapes.append(TierShape(members=1) if members == 1 else _tier_shape(tier, members, digits, box))
     return GroupShape(size=count_of(digits), tiers=tuple(shapes))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.spec import TierKind
 from simulator.cluster.torus import coordinates, slice_of
-from simulator.parallel.degrees import Degrees
+from simulator.errors import SimulatorFault
+from simulator.parallel.degrees import Degrees, resolve_degrees
 from simulator.parallel.groups import Digits, GroupShape, Lane, count_of, merge, shape_of, take
 from simulator.parallel.layout import Axis, Layout
 
@@ -174,6 +176,7 @@ def place(
     NVL72 rack for degrees that are powers of two. The last tier joins all.
     """
     total = axes[-1][1] * axes[-1][2]
+    groups = _stage_groups(axes, layout)
     domains: list[int] = []
     slices: list[tuple[int, ...]] = []
     for tier in cluster.tiers:
@@ -184,8 +187,8 @@ def place(
             capacity = max(capacity, total)
         box: tuple[int, ...] = ()
         size = total
-        for size in _even_sizes(axes, min(capacity, total)):
-            if domains and size % domains[-1]:
+        for size in _even_sizes(axes, groups, min(capacity, total)):
+            if domains and size % domains[-1] and size != total:
                 continue
             if tier.kind is not TierKind.TORUS:
                 break
@@ -198,7 +201,9 @@ def place(
     return tuple(domains), tuple(slices)
 
 
-def _even_sizes(axes: tuple[tuple[Axis, int, int], ...], capacity: int) -> list[int]:
+def _even_sizes(
+    axes: tuple[tuple[Axis, int, int], ...], groups: Iterable[Digits], capacity: int
+) -> list[int]:
     """Runs of ranks, at most `capacity`, that cut no group unevenly, largest first; 1 is always one of them."""
     sizes = {1}
     for axis, degree, stride in axes:
@@ -208,7 +213,24 @@ def _even_sizes(axes: tuple[tuple[Axis, int, int], ...], capacity: int) -> list[
             for part in range(1, most + 1)
             if degree % part == 0 or (axis is Axis.PIPELINE and axis is axes[-1][0])
         )
-    return sorted(sizes, reverse=True)
+    digits = {digit for group in groups for digit in group}
+    return sorted((size for size in sizes if all(_nests(digit, size) for digit in digits)), reverse=True)
+
+
+def _nests(digit: tuple[int, int], size: int) -> bool:
+    """Returns whether runs of `size` ranks hold equal parts of the groups along a digit."""
+    count, stride = digit
+    return size % (count * stride) == 0 or stride % size == 0 or (size % stride == 0 and count % (size // stride) == 0)
+
+
+def _stage_groups(axes: tuple[tuple[Axis, int, int], ...], layout: Layout) -> tuple[Digits, ...]:
+    """Returns the groups inside a stage; none where they are no whole steps of the mesh, which a rule refuses."""
+    degrees = resolve_degrees(layout, devices=axes[-1][1] * axes[-1][2])
+    try:
+        groups = group_digits(axes, layout, degrees)
+    except SimulatorFault:
+        return ()
+    return tuple(digits for group, digits in groups.items() if group is not Group.WORLD)
 
 
 def _torus_hop(source: int, target: int, box: tuple[int, ...], wrap: tuple[bool, ...]) -> tuple[tuple[Lane, ...], int]:

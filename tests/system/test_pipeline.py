@@ -1,0 +1,162 @@
+"""The pipeline as the engine runs it, beside the outside opinion of SimPy, and the memory that it holds."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.cluster import ClusterSpec
+from simulator.config.scenario import Scenario
+from simulator.cost.pricing import LayerCost
+from simulator.engine import run
+from simulator.lowering.builder import MEMORY, Memory
+from simulator.lowering.passes import recompute_of
+from simulator.model.layers import LayerKind
+from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.training import FullRecompute, Recompute
+from simulator.report.summary import Simulated
+from simulator.schedule import ActionKind, build_schedule
+from simulator.simulate import broken_rules, run_steps
+from tests.schedule.simpy_pipeline import simpy_makespan
+from tests.system.jobs import profile, scenarios, tiny, tiny_model
+from tests.system.pipelines import pipeline_program
+
+SCHEDULES = (("gpipe", 1), ("1f1b", 1), ("interleaved-1f1b", 2), ("interleaved-1f1b", 3))
+COMPUTE = 0
+LONGEST_PS = 1_000
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+@pytest.mark.parametrize("pp", [2, 4, 8])
+@pytest.mark.parametrize(("name", "vpp"), SCHEDULES)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_engine_runs_a_schedule_as_simpy_does(name: str, vpp: int, pp: int, rounds: int, data: st.DataObject) -> None:
+    """Hops are shorter than stages, as SimPy's messages do not queue."""
+    schedule = build_schedule(name, pp=pp, vpp=vpp, microbatches=rounds * pp)
+    hop = data.draw(st.integers(0, LONGEST_PS // 2))
+    times = st.lists(st.integers(hop + 1, LONGEST_PS), min_size=pp * vpp, max_size=pp * vpp)
+    forward, backward = data.draw(times), data.draw(times)
+    timeline = run(pipeline_program(schedule, forward, backward, hop))
+    assert timeline.makespan_ps == simpy_makespan(schedule, forward, backward, hop)
+
+
+@pytest.mark.parametrize("latency", ["0 s", "1 us"])
+@pytest.mark.parametrize("rounds", [1, 2, 4])
+@pytest.mark.parametrize(("name", "vpp", "pp"), [(name, vpp, pp) for name, vpp in SCHEDULES[:3] for pp in (2, 4, 8)])
+def test_a_lowered_step_without_bytes_is_the_schedule(name: str, vpp: int, pp: int, rounds: int, latency: str) -> None:
+    """With links that only have latency, a step is SimPy's pipeline, the meeting for the norm, and the update."""
+    scenario = Scenario(
+        name="pure compute",
+        model=tiny_model(layers=pp * vpp + 3),
+        cluster=_only_latency(latency),
+        devices=pp,
+        layout=tiny(pp=pp, vpp=vpp).layout,
+        schedule=name,
+        training=tiny(pp=pp, vpp=vpp, microbatches=rounds * pp, training={"sequence_length": 2048}).training,
+    )
+    assert broken_rules(scenario) == ()
+    simulated = run_steps(scenario)
+    program = simulated.step.program
+    stage_ps: dict[tuple[ActionKind, int], int] = {}
+    for rank, rank_class in enumerate(program.classes):
+        for (routine, _), action in zip(rank_class.calls[1:-1].tolist(), simulated.schedule.actions(rank), strict=True):
+            spent = sum(task.duration_ps for task in program.routines[routine].tasks if task.stream == COMPUTE)
+            assert stage_ps.setdefault((action.kind, action.stage), spent) == spent
+    forward = [stage_ps[ActionKind.FORWARD, stage] for stage in range(pp * vpp)]
+    backward = [stage_ps[ActionKind.BACKWARD, stage] for stage in range(pp * vpp)]
+    sends = {task.duration_ps for routine in program.routines for task in routine.tasks if task.name == "send pp"}
+    assert len(sends) == 1
+    hop_ps = sends.pop() + 1  # bytes that take no time take a picosecond
+    assert hop_ps < min(forward + backward)
+    ends = [program.routines[int(rank_class.calls[-1, 0])].tasks for rank_class in program.classes]
+    norm_ps = {task.duration_ps + 1 for tasks in ends for task in tasks if task.demands}
+    update_ps = max(sum(task.duration_ps for task in tasks if not task.demands) for tasks in ends)
+    assert len(norm_ps) == 1
+    pipeline_ps = simpy_makespan(simulated.schedule, forward, backward, hop_ps)
+    assert simulated.timeline.makespan_ps == pipeline_ps + norm_ps.pop() + update_ps
+
+
+@pytest.mark.parametrize("pp", [1, 2, 4, 8])
+@pytest.mark.parametrize("microbatches", [1, 3, 4, 16])
+@pytest.mark.parametrize("recompute", [*Recompute, FullRecompute(full_layers=1)], ids=str)
+@pytest.mark.parametrize("free_sent", [True, False])
+def test_1f1b_keeps_at_most_p_minus_stage_microbatches(
+    pp: int, microbatches: int, recompute: Recompute | FullRecompute, free_sent: bool
+) -> None:
+    assumptions = Assumptions(attention_kernel="unfused", free_sent_activations=free_sent)
+    training = {"recompute": recompute}
+    scenario = tiny(
+        model=tiny_model(layers=2 * pp + 1, dropout=True),
+        pp=pp,
+        microbatches=microbatches,
+        assumptions=assumptions,
+        training=training,
+    )
+    simulated = run_steps(scenario)
+    held = simulated.schedule.in_flight_max()
+    assert held == tuple(min(microbatches, pp - stage) for stage in range(pp))
+    for stage, count in enumerate(held):
+        kept = _kept_of_a_microbatch(simulated, stage)
+        restored = max(recomputed_layer.restored_bytes for recomputed_layer in _recomputed(simulated, stage))
+        highest = simulated.timeline.counter_peaks[stage].highest[MEMORY.index(Memory.ACTIVATIONS)]
+        assert count * kept <= highest <= count * kept + restored
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(scenario=scenarios())
+def test_the_activations_of_a_rank_are_those_of_its_microbatches_in_flight(scenario: Scenario) -> None:
+    """At least what the fullest moment of the schedule keeps, at most that and one layer restored."""
+    simulated = run_steps(scenario)
+    schedule = simulated.schedule
+    for rank in range(schedule.pp):
+        kept = {stage: _kept_of_a_microbatch(simulated, stage) for stage in schedule.stages_of(rank)}
+        level, most = 0, 0
+        for action in schedule.actions(rank):
+            level += kept[action.stage] if action.kind is ActionKind.FORWARD else -kept[action.stage]
+            most = max(most, level)
+        assert level == 0
+        restored = [each.restored_bytes for stage in kept for each in _recomputed(simulated, stage)]
+        highest = simulated.timeline.counter_peaks[rank].highest[MEMORY.index(Memory.ACTIVATIONS)]
+        assert most <= highest <= most + max(restored)
+
+
+@pytest.mark.parametrize("pp", [2, 4])
+def test_later_stages_hold_less(pp: int) -> None:
+    simulated = run_steps(tiny(model=tiny_model(layers=2 * pp), pp=pp, microbatches=3 * pp))
+    activations = [peak.highest[MEMORY.index(Memory.ACTIVATIONS)] for peak in simulated.timeline.counter_peaks]
+    assert all(earlier > later for earlier, later in pairwise(activations[:-1] or activations))
+
+
+def _kept_of_a_microbatch(simulated: Simulated, stage: int) -> int:
+    """Bytes from the end of a stage's forward to the begin of its backward."""
+    costs, is_last = simulated.costs, stage == simulated.schedule.num_stages - 1
+    output = 0 if is_last or simulated.scenario.assumptions.free_sent_activations else costs.boundary_bytes
+    return output + sum(each.kept_bytes for each in _recomputed(simulated, stage))
+
+
+def _recomputed(simulated: Simulated, stage: int) -> list:
+    layers: tuple[LayerCost, ...] = simulated.costs.stages[stage].layers
+    first = layers[0].kind is LayerKind.EMBEDDING
+    return [recompute_of(layer, place - first, simulated.scenario.training) for place, layer in enumerate(layers)]
+
+
+def _only_latency(latency: str) -> ClusterSpec:
+    """H100s on one switch that carries any number of bytes in no time."""
+    spec = profile("h100-superpod").model_dump(mode="json", exclude_defaults=True)
+    spec["tiers"] = [
+        {
+            "name": "switch",
+            "kind": "switch",
+            "size": 8,
+            "bandwidth": "1000000000000000000000 B/s",
+            "latency": latency,
+            "efficiency": 1,
+            "source": "made up",
+        }
+    ]
+    spec |= {"devices": 8, "node_size": 8, "source": "made up"}
+    return ClusterSpec.model_validate(spec)
