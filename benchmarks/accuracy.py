@@ -94,7 +94,9 @@ def scenario_document(row: Mapping[str, Any]) -> dict[str, Any]:
     document["training"] |= {key: row[key] for key in TRAINING if key in row}
     if "attention_kernel" in row:
         document["assumptions"] = {"attention_kernel": row["attention_kernel"]}
-    document["training"]["overlap"] = {axis: row[f"overlap_{axis}"] for axis in ("dp", "tp") if f"overlap_{axis}" in row}
+    document["training"]["overlap"] = {
+        axis: row[f"overlap_{axis}"] for axis in ("dp", "tp") if f"overlap_{axis}" in row
+    }
     if isinstance(row.get("model"), dict) and row["model"].get("positions") == "learned":
         document["model"] = {**row["model"], "max_positions": document["training"]["sequence_length"]}
     if row.get("vpp", 1) > 1:
@@ -158,8 +160,14 @@ def fitted_sustained_compute(groups: Sequence[Group]) -> float:
 
 def tables(done: Sequence[tuple[Group, Sequence[Result]]]) -> str:
     """Returns the summary and one table a group, as Markdown."""
-    lines = [f"Assumption `sustained_compute`: {Assumptions().sustained_compute}. Errors: (predicted - measured) / measured."]
-    lines += ["", "| group | used for | rows | mean absolute error | bias | worst |", "| --- | --- | --: | --: | --: | --: |"]
+    lines = [
+        f"Assumption `sustained_compute`: {Assumptions().sustained_compute}. Errors: (predicted - measured) / measured."
+    ]
+    lines += [
+        "",
+        "| group | used for | rows | mean absolute error | bias | worst |",
+        "| --- | --- | --: | --: | --: | --: |",
+    ]
     lines += [_summary(group.name, group.used_for, results) for group, results in done]
     fitted = [result for group, results in done if group.used_for == "fit" for result in results]
     if fitted:

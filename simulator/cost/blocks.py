@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from simulator.cluster.cluster import Accelerator
@@ -101,6 +101,8 @@ class BlockCost:
     """Bytes that a rank sends over the context group, forward: K and V rings, or Ulysses' send buffers."""
     context_backward_bytes: Int
     """The same, backward."""
+    unkept_forward_bytes: Int
+    """Most that a forward which keeps nothing holds at once: what two operators in a row make (full recompute)."""
     forward_temporary_bytes: Int
     """Buffers alive only while the block runs forward."""
     backward_temporary_bytes: Int
@@ -195,9 +197,18 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
         expert_gather_bytes=routed * degrees.etp,
         context_forward_bytes=context_forward,
         context_backward_bytes=context_backward,
+        unkept_forward_bytes=_largest_pair(block, pricing),
         forward_temporary_bytes=gather_buffer + reduce_buffer + routed,
         backward_temporary_bytes=gather_buffer + reduce_buffer + 2 * routed + gradients,
     )
+
+
+def _largest_pair(block: Block, pricing: Pricing) -> Int:
+    made: list[Int] = [
+        sum(kept_bytes(item, pricing.workload, pricing.degrees) for item in operator.kept if not _is_logits(item))
+        for operator in block.operators
+    ]
+    return max((first + second for first, second in pairwise([0, *made])), default=0)
 
 
 def _is_logits(kept: Kept) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from simulator.cost.collectives import Traffic
 from simulator.engine import CounterChange, Demand, EventSlot, Routine, Task
 from simulator.engine.program import PICOSECONDS_PER_SECOND
+from simulator.parallel.mesh import Group
 
 OUT, IN = 0, 1
 """A port of a rank is two resources, one for each direction: slot 2·port + direction."""
@@ -48,6 +50,35 @@ class Memory(StrEnum):
 MEMORY = tuple(Memory)
 
 
+class Message(StrEnum):
+    """What crosses a stage boundary."""
+
+    ACTIVATION = "activation"
+    GRADIENT = "gradient"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundaryEnd:
+    """One chunk's end of a stage boundary: where a pipeline message comes in or goes out."""
+
+    message: Message
+    """What crosses it."""
+    incoming: bool
+    """Whether this end receives."""
+    chunk: int
+    """Chunk of the pipeline rank."""
+
+
+class Tied(StrEnum):
+    """The pair of first and last stage that share a token table."""
+
+    TABLE = "embedding"
+
+
+Party = Group | BoundaryEnd | Tied
+"""Whom a task meets: the ranks of a device group, the other end of a stage boundary, or of a shared table."""
+
+
 class Direction(StrEnum):
     """Which halves of a link a rank uses."""
 
@@ -75,13 +106,16 @@ class Exchange:
     """How many equal collectives it stands for."""
 
 
+Name = TypeVar("Name", bound=Hashable)
+
+
 @dataclass(slots=True)
-class Names:
+class Names(Generic[Name]):
     """Numbers for names, given out in order of first use."""
 
-    numbers: dict[str, int] = field(default_factory=dict)
+    numbers: dict[Name, int] = field(default_factory=dict)
 
-    def number(self, name: str) -> int:
+    def number(self, name: Name) -> int:
         """Returns the number of a name."""
         return self.numbers.setdefault(name, len(self.numbers))
 
@@ -90,9 +124,9 @@ class Names:
 class Registry:
     """Streams, events and communicator slots that the routines of a program share."""
 
-    streams: Names = field(default_factory=Names)
-    communicators: Names = field(default_factory=Names)
-    """Slots by name; a group has one on each stream, as NCCL communicators do."""
+    streams: Names[str] = field(default_factory=Names)
+    communicators: Names[tuple[Party, str]] = field(default_factory=Names)
+    """Slots by (party, stream): a party has one on each stream, as NCCL communicators do."""
     events: list[EventSlot] = field(default_factory=list)
     _event_numbers: dict[str, int] = field(default_factory=dict)
 
@@ -123,8 +157,8 @@ class RoutineBuilder:
 
     name: str
     registry: Registry
-    meets: Callable[[str], bool]
-    """Whether a communicator name needs a meeting: false for groups folded into one class."""
+    meets: Callable[[Party], bool]
+    """Whether a party meets other rank classes: false for groups folded into one."""
     tasks: list[Task] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     _seconds: float = 0.0
@@ -190,19 +224,19 @@ class RoutineBuilder:
             self._emit(records=None)
         self.tasks[-1] = _replace(self.tasks[-1], at_end=self.tasks[-1].at_end + freed)
 
-    def blocking(self, exchange: Exchange | None, *, communicator: str, category: Category) -> None:
+    def blocking(self, exchange: Exchange | None, *, party: Party, category: Category) -> None:
         """Adds a transfer that compute waits for: it stands on the compute stream itself."""
         if exchange is None:
             return
         self.cut()
-        self._transfer(exchange, stream=COMPUTE_STREAM, communicator=communicator, category=category)
+        self._transfer(exchange, stream=COMPUTE_STREAM, party=party, category=category)
 
     def beside(
         self,
         exchange: Exchange,
         *,
         stream: str,
-        communicator: str,
+        party: Party,
         category: Category,
         waits: tuple[int, ...] = (),
         records: int | None = None,
@@ -214,7 +248,7 @@ class RoutineBuilder:
         self._transfer(
             exchange,
             stream=stream,
-            communicator=communicator,
+            party=party,
             category=category,
             waits=waits,
             records=records,
@@ -247,7 +281,7 @@ class RoutineBuilder:
         exchange: Exchange,
         *,
         stream: str,
-        communicator: str,
+        party: Party,
         category: Category,
         waits: tuple[int, ...] = (),
         records: int | None = None,
@@ -255,8 +289,8 @@ class RoutineBuilder:
         at_end: tuple[CounterChange, ...] = (),
     ) -> None:
         slot = None
-        if self.meets(communicator):
-            slot = self.registry.communicators.number(f"{communicator} / {stream}")
+        if self.meets(party):
+            slot = self.registry.communicators.number((party, stream))
         self.exchanges.append(exchange)
         self.tasks.append(
             Task(

@@ -105,7 +105,7 @@ def run_transfers(
             build.wait(event)
         build.hold_all(at_start or {})
         for exchange, group in exchanges:
-            build.blocking(exchange, communicator=group, category=Category.DATA)
+            build.blocking(exchange, party=group, category=Category.DATA)
         build.free_all({counter: -delta for counter, delta in (at_end or {}).items()})
         if records is not None:
             build.record(records)
@@ -115,7 +115,7 @@ def run_transfers(
         build.beside(
             exchange,
             stream=DATA_STREAM,
-            communicator=group,
+            party=group,
             category=Category.DATA,
             waits=waits if number == 0 else (),
             records=records if is_last else None,

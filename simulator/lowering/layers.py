@@ -89,7 +89,7 @@ class _BlockLowering:
             self._dense_forward()
         if kind is LayerKind.HEAD:
             loss = self._tensor(Collective.ALL_REDUCE, self.lowering.loss_bytes)
-            build.blocking(repeated(loss, LOSS_REDUCTIONS), communicator=Group.TENSOR, category=Category.TENSOR)
+            build.blocking(repeated(loss, LOSS_REDUCTIONS), party=Group.TENSOR, category=Category.TENSOR)
         build.compute(block.exit.forward_s, f"{block.name} forward")
 
     def backward(self) -> None:
@@ -153,7 +153,7 @@ class _BlockLowering:
         self.build.beside(
             exchange,
             stream="tp",
-            communicator=Group.TENSOR,
+            party=Group.TENSOR,
             category=Category.TENSOR,
             waits=(begun,),
             records=ended,
@@ -171,7 +171,7 @@ class _BlockLowering:
         if not self.lowering.overlap.tp or not seconds:
             if not transfer_first:
                 build.compute(seconds, label)
-            build.blocking(exchange, communicator=Group.TENSOR, category=Category.TENSOR)
+            build.blocking(exchange, party=Group.TENSOR, category=Category.TENSOR)
             if transfer_first:
                 build.compute(seconds, label)
             return
@@ -195,9 +195,7 @@ class _BlockLowering:
         build.wait(done)
 
     def _beside_chunk(self, part: Exchange, *, waits: tuple[int, ...], records: int | None) -> None:
-        self.build.beside(
-            part, stream="tp", communicator=Group.TENSOR, category=Category.TENSOR, waits=waits, records=records
-        )
+        self.build.beside(part, stream="tp", party=Group.TENSOR, category=Category.TENSOR, waits=waits, records=records)
 
     def _attention(self, attention: ComputeTime, *, backward: bool) -> None:
         """The attention core; over context ranks as a ring beside compute, or between two all-to-alls."""
@@ -210,9 +208,9 @@ class _BlockLowering:
             return
         if lowering.context_method is ContextMethod.ULYSSES:
             half = lowering.transfers.collective(Group.CONTEXT, Collective.ALL_TO_ALL, sent // 2)
-            build.blocking(half, communicator=Group.CONTEXT, category=Category.CONTEXT)
+            build.blocking(half, party=Group.CONTEXT, category=Category.CONTEXT)
             build.compute(seconds, label)
-            build.blocking(half, communicator=Group.CONTEXT, category=Category.CONTEXT)
+            build.blocking(half, party=Group.CONTEXT, category=Category.CONTEXT)
             return
         ring = lowering.transfers.ring(sent)
         if ring is None:
@@ -227,7 +225,7 @@ class _BlockLowering:
         build.beside(
             ring,
             stream="cp",
-            communicator=Group.CONTEXT,
+            party=Group.CONTEXT,
             category=Category.CONTEXT,
             waits=(begun,),
             records=ended,
@@ -250,13 +248,13 @@ class _BlockLowering:
             build.beside(
                 dispatch,
                 stream="ep",
-                communicator=Group.EXPERT,
+                party=Group.EXPERT,
                 category=Category.EXPERT,
                 waits=(begun,),
                 records=arrived,
             )
         else:
-            build.blocking(dispatch, communicator=Group.EXPERT, category=Category.EXPERT)
+            build.blocking(dispatch, party=Group.EXPERT, category=Category.EXPERT)
         if backward:
             self._dense_backward()
         else:
@@ -269,11 +267,11 @@ class _BlockLowering:
         """Brings the experts' outputs (backward: gradients of their inputs) back to their tokens."""
         self._expert_tensor(Collective.REDUCE_SCATTER)
         combine = self.lowering.transfers.collective(Group.EXPERT, Collective.ALL_TO_ALL, self.block.routed_bytes)
-        self.build.blocking(combine, communicator=Group.EXPERT, category=Category.EXPERT)
+        self.build.blocking(combine, party=Group.EXPERT, category=Category.EXPERT)
 
     def _expert_tensor(self, collective: Collective) -> None:
         exchange = self.lowering.transfers.collective(Group.EXPERT_TENSOR, collective, self.block.expert_gather_bytes)
-        self.build.blocking(exchange, communicator=Group.EXPERT_TENSOR, category=Category.EXPERT)
+        self.build.blocking(exchange, party=Group.EXPERT_TENSOR, category=Category.EXPERT)
 
     def _tensor(self, collective: Collective, payload_bytes: int) -> Exchange | None:
         return self.lowering.transfers.collective(Group.TENSOR, collective, payload_bytes)

@@ -91,12 +91,15 @@ def lower_forward_pass(
         if position in gathered:
             build.wait(gathered[position])
         recomputed = _recompute_of(stage, position, lowering)
-        temporary = max(block.forward_temporary_bytes for block in layer.blocks)
+        temporary = max(
+            block.forward_temporary_bytes + (block.unkept_forward_bytes if recomputed.whole_forward else 0)
+            for block in layer.blocks
+        )
         build.hold_all(
             {
                 Memory.ACTIVATIONS: recomputed.kept_bytes,
                 Memory.LOGITS: sum(block.logits_bytes for block in layer.blocks),
-                Memory.TEMPORARY: temporary + (recomputed.restored_bytes if recomputed.whole_forward else 0),
+                Memory.TEMPORARY: temporary,
             }
         )
         lower_forward(layer, build, lowering.layers, place=f"{place} layer {position} forward")

@@ -7,14 +7,24 @@ from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
 from simulator.cost.pricing import StageCost
-from simulator.lowering.builder import Category, Direction, Exchange, Memory, Registry, RoutineBuilder, WrittenRoutine
+from simulator.lowering.builder import (
+    BoundaryEnd,
+    Category,
+    Direction,
+    Exchange,
+    Memory,
+    Message,
+    Party,
+    Registry,
+    RoutineBuilder,
+    Tied,
+    WrittenRoutine,
+)
 from simulator.lowering.data import run_transfers
 from simulator.lowering.passes import PassLowering, lower_backward_pass, lower_forward_pass
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.mesh import Group
 from simulator.parallel.training import Dtype
-
-EMBEDDING_COMMUNICATOR = "embedding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +48,7 @@ class RoutineWriter:
     """Writes the routines of all pipeline ranks."""
 
     registry: Registry
-    meets: Callable[[str], bool]
+    meets: Callable[[Party], bool]
     passes: PassLowering
     assumptions: Assumptions
 
@@ -51,7 +61,7 @@ class RoutineWriter:
         """
         build = self._builder(f"forward {chunk.number}" if chunk.number else "forward")
         registry, number = self.registry, chunk.number
-        self._receive(build, chunk, chunk.previous, "activation")
+        self._receive(build, chunk, chunk.previous, Message.ACTIVATION)
         gathered = {}
         if first and self._gathers_at_begin:
             gathered = {
@@ -67,7 +77,7 @@ class RoutineWriter:
             keeps_output=self._keeps_output(chunk),
             gathered=gathered,
         )
-        self._send(build, chunk, chunk.next, "activation")
+        self._send(build, chunk, chunk.next, Message.ACTIVATION)
         return build.done()
 
     def backward(self, chunk: Chunk, *, first: bool, last: bool) -> WrittenRoutine:
@@ -80,7 +90,7 @@ class RoutineWriter:
         """
         build = self._builder(f"backward {chunk.number}" if chunk.number else "backward")
         number = chunk.number
-        self._receive(build, chunk, chunk.next, "gradient")
+        self._receive(build, chunk, chunk.next, Message.GRADIENT)
         finished: dict[int, int] = {}
         data = self.passes.data
         buckets = self._buckets(chunk.cost, backward=True)
@@ -101,7 +111,7 @@ class RoutineWriter:
             begins_gradients=first or not data.reduces_once,
             finished=finished,
         )
-        self._send(build, chunk, chunk.previous, "gradient")
+        self._send(build, chunk, chunk.previous, Message.GRADIENT)
         if reduces_beside:
             reductions = [(bucket, self._bucket_reductions(chunk.cost, bucket)) for bucket in buckets]
             reductions = [(bucket, exchanges) for bucket, exchanges in reductions if exchanges]
@@ -137,7 +147,7 @@ class RoutineWriter:
             reductions = data.reductions(dense, expert)
             if blocking_data:
                 for exchange, group in reductions:
-                    build.blocking(exchange, communicator=group, category=Category.DATA)
+                    build.blocking(exchange, party=group, category=Category.DATA)
                 freed = self._unsharded_bytes(chunk.cost, range(len(chunk.cost.layers)))
                 build.free_all({Memory.GRADIENTS: freed})
             elif reductions:
@@ -145,12 +155,12 @@ class RoutineWriter:
         self._reduce_replicated(build, chunks)
         self._reduce_tied_table(build, chunks)
         norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
-        build.blocking(norm, communicator=Group.WORLD, category=Category.OTHER)
+        build.blocking(norm, party=Group.WORLD, category=Category.OTHER)
         build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
         if data.zero in (1, 2) and not training.overlap.dp:
             for chunk in chunks:
                 for exchange, group in data.gathers(*self._totals(chunk.cost, range(len(chunk.cost.layers)))):
-                    build.blocking(exchange, communicator=group, category=Category.DATA)
+                    build.blocking(exchange, party=group, category=Category.DATA)
         build.compute(self.assumptions.step_overhead, "step overhead", Category.OTHER)
         return build.done()
 
@@ -164,7 +174,7 @@ class RoutineWriter:
     def _builder(self, name: str) -> RoutineBuilder:
         return RoutineBuilder(name=name, registry=self.registry, meets=self.meets)
 
-    def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: str) -> None:
+    def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: Message) -> None:
         if source is None or source == chunk.rank:
             return
         transfers = self.passes.data.transfers
@@ -172,29 +182,29 @@ class RoutineWriter:
         build.beside(
             transfers.message(self._message_bytes, source, chunk.rank, Direction.RECEIVE),
             stream=f"receive {what} {chunk.number}",
-            communicator=pipeline_communicator(what, "into", chunk.number),
+            party=BoundaryEnd(message=what, incoming=True, chunk=chunk.number),
             category=Category.PIPELINE,
             records=arrived,
         )
         build.wait(arrived)
         if self._scatters_messages:
             gather = transfers.collective(Group.TENSOR, Collective.ALL_GATHER, self.passes.boundary_bytes)
-            build.blocking(gather, communicator=Group.TENSOR, category=Category.TENSOR)
+            build.blocking(gather, party=Group.TENSOR, category=Category.TENSOR)
 
-    def _send(self, build: RoutineBuilder, chunk: Chunk, target: int | None, what: str) -> None:
+    def _send(self, build: RoutineBuilder, chunk: Chunk, target: int | None, what: Message) -> None:
         if target is None or target == chunk.rank:
             return
         exchange = self.passes.data.transfers.message(self._message_bytes, chunk.rank, target, Direction.SEND)
-        communicator = pipeline_communicator(what, "out of", chunk.number)
+        party = BoundaryEnd(message=what, incoming=False, chunk=chunk.number)
         if not self.passes.training.overlap.pp:
-            build.blocking(exchange, communicator=communicator, category=Category.PIPELINE)
+            build.blocking(exchange, party=party, category=Category.PIPELINE)
             return
         ready = self.registry.event(f"{what} of chunk {chunk.number} is ready")
         build.record(ready)
         build.beside(
             exchange,
             stream=f"send {what} {chunk.number}",
-            communicator=communicator,
+            party=party,
             category=Category.PIPELINE,
             waits=(ready,),
         )
@@ -246,7 +256,7 @@ class RoutineWriter:
         count = sum(layer.replicated_parameters for chunk in chunks for layer in chunk.cost.layers)
         size = self.passes.training.types.reduce.bytes
         exchange = self.passes.data.transfers.collective(Group.TENSOR, Collective.ALL_REDUCE, size * count)
-        build.blocking(exchange, communicator=Group.TENSOR, category=Category.TENSOR)
+        build.blocking(exchange, party=Group.TENSOR, category=Category.TENSOR)
 
     def _reduce_tied_table(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
         """Sums the gradients of a shared table over first and last stage (E4.14)."""
@@ -256,16 +266,11 @@ class RoutineWriter:
         count = chunks[0].cost.tied_parameters
         if pp > 1 and count and (is_first or is_last):
             exchange = transfers.tied_table(self.passes.training.types.reduce.bytes * count)
-            build.blocking(exchange, communicator=EMBEDDING_COMMUNICATOR, category=Category.OTHER)
+            build.blocking(exchange, party=Tied.TABLE, category=Category.OTHER)
 
 
 ELEMENTS_PER_REPLICA = 1_000_000
 """A bucket has at least this many elements for each data-parallel rank (Megatron-LM, E3.4)."""
-
-
-def pipeline_communicator(what: str, way: str, chunk: int) -> str:
-    """Returns the name of a chunk's end of a stage boundary: `activation into 0`."""
-    return f"{what} {way} {chunk}"
 
 
 def _gathered(chunk: int, bucket: int) -> str:

@@ -200,17 +200,16 @@ def _program(
     calls: list[npt.NDArray[np.int32]],
 ) -> Program:
     communicators: list[Communicator] = []
-    by_name: dict[object, int] = {}
-    slots = list(registry.communicators.numbers)
+    by_name: dict[str, int] = {}
     resources: list[Resource] = []
     classes: list[RankClass] = []
     for number, rank in enumerate(members.pipeline_ranks):
         bound: list[int] = []
-        for slot in slots:
-            name, participants = members.communicator(slot, number, schedule)
+        for party, stream in registry.communicators.numbers:
+            name, participants = members.communicator(party, stream, number, schedule)
             if name not in by_name:
                 by_name[name] = len(communicators)
-                communicators.append(Communicator(name=str(name), participants=participants))
+                communicators.append(Communicator(name=name, participants=participants))
             bound.append(by_name[name])
         first = len(resources)
         resources += [

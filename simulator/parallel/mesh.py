@@ -201,9 +201,7 @@ def place(
     return tuple(domains), tuple(slices)
 
 
-def _even_sizes(
-    axes: tuple[tuple[Axis, int, int], ...], groups: Iterable[Digits], capacity: int
-) -> list[int]:
+def _even_sizes(axes: tuple[tuple[Axis, int, int], ...], groups: Iterable[Digits], capacity: int) -> list[int]:
     """Runs of ranks, at most `capacity`, that cut no group unevenly, largest first; 1 is always one of them."""
     sizes = {1}
     for axis, degree, stride in axes:

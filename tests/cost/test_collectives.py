@@ -139,7 +139,9 @@ def test_tiers_carry_the_bytes_of_a_hierarchical_all_reduce(record: Record) -> N
         side_by_side += time_alone_s(traffic, ports_of(cluster))
         assert time_alone_s(traffic, ports_of(cluster)) == pytest.approx(traffic.latency_s + max(seconds))
     # Each half rounds up to whole bytes in each tier.
-    assert record.expected * (1 - 1e-9) <= in_a_row <= record.expected * (1 + 1e-9) + 2 * sum(1 / rate for rate in rates)
+    assert (
+        record.expected * (1 - 1e-9) <= in_a_row <= record.expected * (1 + 1e-9) + 2 * sum(1 / rate for rate in rates)
+    )
     assert _seconds(Collective.ALL_REDUCE, inputs["payload_bytes"], cluster) <= side_by_side <= in_a_row
 
 

@@ -155,7 +155,9 @@ def test_16_bytes_a_parameter_fill_so_many_devices(record: Record) -> None:
     assert record.agrees_with(-(-total // record.inputs["device_bytes"]) if "device_bytes" in record.inputs else total)
 
 
-WEIGHTS_OF_FIGURE_1 = tuple(f"memory.korthikanti.fig1.{size}.weights_optimizer" for size in ("22b", "175b", "530b", "1t"))
+WEIGHTS_OF_FIGURE_1 = tuple(
+    f"memory.korthikanti.fig1.{size}.weights_optimizer" for size in ("22b", "175b", "530b", "1t")
+)
 
 
 @each("memory", *WEIGHTS_OF_FIGURE_1)
@@ -244,9 +246,7 @@ def test_states_of_an_array_of_candidates_equal_those_of_each(
     whole = build_model(spec, sequence_length=1)
     weights = [weight for layer in (whole.embedding, *whole.layers, whole.head) for weight in layer.weights]
     training = _training(optimizer=optimizer)
-    alone = [
-        degrees(tp=tp, ep=ep, etp=etp, dp=dp * ep * etp, cp=cp, zero=zero) for tp, ep, etp, cp, dp, zero in rows
-    ]
+    alone = [degrees(tp=tp, ep=ep, etp=etp, dp=dp * ep * etp, cp=cp, zero=zero) for tp, ep, etp, cp, dp, zero in rows]
     names = Degrees.__dataclass_fields__
     together = candidates(**{name: [getattr(cut, name) for cut in alone] for name in names})
     many = state_bytes(weights, together, training, vocab_padding=padding)

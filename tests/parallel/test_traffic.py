@@ -109,7 +109,9 @@ def test_context_ranks_pass_on_keys_and_values(record: Record) -> None:
         return
     whole = model(inputs["model"], inputs["seq"])
     training = Training(sequence_length=inputs["seq"], global_batch=1)
-    cost = price_block(whole.layers[0].blocks[0], pricing(whole, degrees(cp=cp), training, Assumptions(), Layout(cp=cp)))
+    cost = price_block(
+        whole.layers[0].blocks[0], pricing(whole, degrees(cp=cp), training, Assumptions(), Layout(cp=cp))
+    )
     counted = cost.context_backward_bytes if what == "ring_backward" else cost.context_forward_bytes
     assert record.agrees_with(counted / (cp - 1) if what == "ring_step" else counted)
     # The exchange is priced as an all-gather of whole bytes.
@@ -215,13 +217,9 @@ def test_shard_groups_gather_inside_and_reduce_their_shards_between(record: Reco
 @each("communication", "comm.embedding_tie.gpt3", "comm.grad_norm")
 def test_a_step_of_a_pipeline_sums_the_tied_table_and_the_gradient_norm(record: Record) -> None:
     training = Training(sequence_length=128, global_batch=8)
-    step = _step_exchanges(
-        model("gpt3-175b").spec, Layout(tp=8, pp=2), training, devices=16, assumptions=Assumptions()
-    )
+    step = _step_exchanges(model("gpt3-175b").spec, Layout(tp=8, pp=2), training, devices=16, assumptions=Assumptions())
     if record.id == "comm.grad_norm":
-        (found,) = {
-            exchange.traffic.payload_bytes for exchange, _ in step if exchange.axis == "dp"
-        }
+        (found,) = {exchange.traffic.payload_bytes for exchange, _ in step if exchange.axis == "dp"}
     else:
         ((exchange, calls),) = [row for row in step if row[0].axis == "embedding"]
         assert calls == 1

@@ -54,9 +54,7 @@ def test_shards_of_the_state_hold_the_whole_state_and_little_more(scenario: Scen
     degrees, types = simulated.mesh.degrees, scenario.training.types
     for cost in simulated.costs.stages:
         trained = cost.num_parameters
-        frozen = sum(
-            local_elements(weight.axes, degrees) for weight in cost.stage.weights if not weight.trained
-        )
+        frozen = sum(local_elements(weight.axes, degrees) for weight in cost.stage.weights if not weight.trained)
         for held, size, sharded_from, count in (
             (cost.states.parameters, types.parameters.bytes, 3, trained + frozen),
             (cost.states.gradients, types.gradients.bytes, 2, trained),

@@ -34,7 +34,9 @@ LONGEST_PS = 1_000
 @pytest.mark.parametrize(("name", "vpp"), SCHEDULES)
 @settings(max_examples=4, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_the_engine_runs_a_schedule_as_simpy_does(name: str, vpp: int, pp: int, rounds: int, data: st.DataObject) -> None:
+def test_the_engine_runs_a_schedule_as_simpy_does(
+    name: str, vpp: int, pp: int, rounds: int, data: st.DataObject
+) -> None:
     """Hops are shorter than stages, as SimPy's messages do not queue."""
     schedule = build_schedule(name, pp=pp, vpp=vpp, microbatches=rounds * pp)
     hop = data.draw(st.integers(0, LONGEST_PS // 2))

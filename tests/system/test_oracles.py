@@ -1,0 +1,177 @@
+"""Worked values of whole steps: what a middle rank sends and holds, and how long the layers alone take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import yaml
+
+from simulator.config.library import Kind, builtin_path
+from simulator.config.scenario import Scenario
+from simulator.cost.collectives import Collective
+from simulator.cost.pricing import workload_of
+from simulator.engine import run
+from simulator.engine.program import PICOSECONDS_PER_SECOND
+from simulator.lowering.builder import MEMORY, Direction, Exchange, Memory
+from simulator.model.operators import AttentionCore, Streamed
+from simulator.model.spec import ModelSpec
+from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.layout import Layout
+from simulator.parallel.sharding import kept_bytes
+from simulator.parallel.training import Dtype, Training
+from simulator.report.summary import Simulated
+from simulator.schedule import ActionKind, PipelineSchedule, build_schedule
+from simulator.simulate import broken_rules, run_steps
+from tests.oracles import Record, each, read, records
+from tests.system.jobs import profile
+from tests.system.pipelines import pipeline_program
+
+MIDDLE = 1
+"""A pipeline rank that holds neither table nor head, whatever the number of chunks."""
+
+
+@each("integration", "integration.tp_sent")
+def test_bytes_sent_on_the_tensor_axis(record: Record) -> None:
+    """Without the all-reduce of the gradients of norms, which the record leaves out."""
+    sent = _sent(record.inputs, lambda each: each.axis == "tp" and each.label != Collective.ALL_REDUCE)
+    assert record.agrees_with(sent)
+
+
+@each("integration", "integration.pp_sent")
+def test_bytes_sent_on_the_pipeline_axis(record: Record) -> None:
+    assert record.agrees_with(_sent(record.inputs, lambda each: each.axis == "pp"))
+
+
+@each("integration", "integration.dp_sent")
+def test_bytes_sent_on_the_data_axis(record: Record) -> None:
+    """Without the all-reduce of the gradient's norm over all ranks, one number."""
+    sent = _sent(record.inputs, lambda each: each.axis == "dp" and each.traffic.payload_bytes != Dtype.FP32.bytes)
+    assert record.agrees_with(sent)
+
+
+@each("integration", "integration.middle_states")
+def test_resident_bytes_of_a_middle_rank(record: Record) -> None:
+    initial = _simulated(**record.inputs).step.program.classes[MIDDLE].initial
+    states = (Memory.PARAMETERS, Memory.GRADIENTS, Memory.OPTIMIZER)
+    assert record.agrees_with(sum(initial[MEMORY.index(state)] for state in states))
+
+
+@each("integration", "integration.rank0_activations")
+def test_peak_activations_of_the_first_rank(record: Record) -> None:
+    """Without what the embedding keeps and without statistics of norms and softmax, which the record leaves out."""
+    simulated = _simulated(**record.inputs)
+    highest = simulated.timeline.counter_peaks[0].highest[MEMORY.index(Memory.ACTIVATIONS)]
+    in_flight = _chunks_at_peak(simulated)
+    left_out = sum(count * _left_out_bytes(simulated, stage) for stage, count in in_flight.items())
+    assert record.agrees_with(highest - left_out)
+
+
+@each("integration", "integration.compute_only")
+def test_the_layers_alone_at_peak(record: Record) -> None:
+    inputs = record.inputs
+    simulated = _simulated(**{name: value for name, value in inputs.items() if name != "flops_per_s"})
+    pp, vpp = inputs["pp"], inputs["vpp"]
+    seq, tokens = inputs["seq"], inputs["seq"] * inputs["micro_batch"]
+    layer_flops = {
+        sum(
+            operator.forward_flops_per_key * seq // 2
+            if isinstance(operator, AttentionCore)
+            else operator.forward_flops_per_token
+            for operator in layer.operators
+            if not isinstance(operator, Streamed)
+        )
+        for layer in simulated.model.layers
+    }
+    assert len(layer_flops) == 1
+    layers = len(simulated.model.layers) // (pp * vpp)
+    forward_s = layer_flops.pop() * tokens * layers / inputs["tp"] / inputs["flops_per_s"]
+    forward_ps = round(forward_s * PICOSECONDS_PER_SECOND)
+    times = [forward_ps] * (pp * vpp)
+    schedule = _schedule(pp, vpp, inputs["microbatches"])
+    timeline = run(pipeline_program(schedule, times, [2 * ps for ps in times], hop_ps=0))
+    assert record.agrees_with(timeline.makespan_ps / PICOSECONDS_PER_SECOND)
+
+
+def test_every_copied_worked_value_is_used() -> None:
+    tested = ("compute_only", "tp_sent", "pp_sent", "dp_sent", "rank0_activations", "middle_states")
+    assert len(records("integration")) == 36
+    for record in records("integration"):
+        assert record.id.split(".")[1] in tested
+    assert len(read("integration")["records"]) == 36
+
+
+@cache
+def _simulated(**inputs: Any) -> Simulated:
+    """The step of a record: Megatron's bf16 recipe with a sharded optimizer, no padding of the vocabulary."""
+    dp, micro_batch = inputs["dp"], inputs["micro_batch"]
+    scenario = Scenario(
+        name="worked value",
+        model=_model(inputs["model"]),
+        cluster=profile("h100-superpod"),
+        devices=inputs["tp"] * inputs["pp"] * dp,
+        layout=Layout(
+            tp=inputs["tp"], sp=inputs["sequence_parallel"], pp=inputs["pp"], vpp=inputs["vpp"], dp=dp, zero=1
+        ),
+        training=Training(
+            sequence_length=inputs["seq"],
+            global_batch=dp * micro_batch * inputs["microbatches"],
+            micro_batch=micro_batch,
+        ),
+        assumptions=Assumptions(vocab_padding=0),
+    )
+    assert broken_rules(scenario) == ()
+    return run_steps(scenario)
+
+
+@cache
+def _model(name: str) -> ModelSpec:
+    path = builtin_path(Kind.MODELS, name)
+    assert path is not None
+    return ModelSpec.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def _schedule(pp: int, vpp: int, microbatches: int) -> PipelineSchedule:
+    name = "interleaved-1f1b" if vpp > 1 else "1f1b"
+    return build_schedule(name, pp=pp, vpp=vpp, microbatches=microbatches)
+
+
+def _sent(inputs: dict[str, Any], counts: Callable[[Exchange], bool]) -> int:
+    """Bytes that a middle rank sends in a step in the exchanges that count."""
+    step = _simulated(**inputs).step
+    called = np.bincount(step.program.classes[MIDDLE].calls[:, 0], minlength=len(step.exchanges)).tolist()
+    return sum(
+        times * exchange.traffic.sent_bytes
+        for times, exchanges in zip(called, step.exchanges, strict=True)
+        for exchange in exchanges
+        if counts(exchange) and exchange.direction is not Direction.RECEIVE
+    )
+
+
+def _chunks_at_peak(simulated: Simulated) -> dict[int, int]:
+    """Microbatches of each stage of rank 0 that are in flight when most bytes are."""
+    schedule, costs = simulated.schedule, simulated.costs
+    kept = {stage: sum(layer.kept_bytes for layer in costs.stages[stage].layers) for stage in schedule.stages_of(0)}
+    level = dict.fromkeys(kept, 0)
+    held, highest, at_peak = 0, 0, dict(level)
+    for action in schedule.actions(0):
+        change = 1 if action.kind is ActionKind.FORWARD else -1
+        level[action.stage] += change
+        held += change * kept[action.stage]
+        if held > highest:
+            highest, at_peak = held, dict(level)
+    return at_peak
+
+
+def _left_out_bytes(simulated: Simulated, stage: int) -> int:
+    scenario = simulated.scenario
+    workload = workload_of(simulated.model, scenario.training, scenario.assumptions)
+    return sum(
+        int(kept_bytes(kept, workload, simulated.mesh.degrees))
+        for layer in simulated.costs.stages[stage].stage.layers
+        for operator in layer.operators
+        for kept in operator.kept
+        if kept.statistic or layer is simulated.model.embedding
+    )

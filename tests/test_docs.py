@@ -1,0 +1,45 @@
+"""Facts about the documents: what the code cites is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EQUATIONS = ROOT / "docs" / "equations.md"
+LABEL = re.compile(r"\bE\d+\.\d+\b")
+DEFINITION = re.compile(r"^- \*\*(E\d+\.\d+)\*\*", re.MULTILINE)
+
+
+def cited_labels(folder: Path) -> dict[str, list[str]]:
+    """Files that cite each label."""
+    cited: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".py", ".yaml"):
+            for label in LABEL.findall(path.read_text(encoding="utf-8")):
+                cited.setdefault(label, []).append(path.name)
+    return cited
+
+
+@pytest.mark.skipif(not EQUATIONS.exists(), reason="the documents lie beside the sources only")
+class TestEquations:
+    def test_every_equation_that_the_code_cites_is_in_the_document(self) -> None:
+        defined = set(DEFINITION.findall(EQUATIONS.read_text(encoding="utf-8")))
+        cited = cited_labels(ROOT / "simulator")
+        assert len(cited) > 20
+        assert {label: files for label, files in cited.items() if label not in defined} == {}
+
+    def test_no_equation_is_defined_twice(self) -> None:
+        defined = DEFINITION.findall(EQUATIONS.read_text(encoding="utf-8"))
+        assert sorted(defined) == sorted(set(defined))
+
+    def test_labels_within_the_document_lead_somewhere(self) -> None:
+        text = EQUATIONS.read_text(encoding="utf-8")
+        assert set(LABEL.findall(text)) <= set(DEFINITION.findall(text))
+
+    def test_modules_that_the_document_names_exist(self) -> None:
+        named = re.findall(r"`(simulator/[\w/]+(?:\.py|/))`", EQUATIONS.read_text(encoding="utf-8"))
+        assert named
+        assert [name for name in named if not (ROOT / name).exists()] == []
