@@ -103,7 +103,7 @@ def lower_forward_pass(
             }
         )
         lower_forward(layer, build, lowering.layers, place=f"{place} layer {position} forward")
-        build.free_all({Memory.TEMPORARY: temporary + (recomputed.restored_bytes if recomputed.whole_forward else 0)})
+        build.free_all({Memory.TEMPORARY: temporary})
         if gathers is not None:
             gathers.after(position)
     if keeps_output:

@@ -160,7 +160,7 @@ WEIGHTS_OF_FIGURE_1 = tuple(
 )
 
 
-@each("memory", *WEIGHTS_OF_FIGURE_1)
+@each("memory", *(f"memory.korthikanti.fig1.{size}.weights_optimizer" for size in SIZES))
 def test_the_matrices_of_a_gpt_rank_take_18_bytes_a_parameter(record: Record) -> None:
     inputs = record.inputs
     layer = build_model(
@@ -190,7 +190,7 @@ def test_fsdp_gathers_layers_and_reduces_in_fp32(record: Record) -> None:
         training=training,
         zero=3,
         prefetch=Assumptions().fsdp_prefetch_layers,
-        **({"reduces_once": False} if "reduces_once" in DataLowering.__dataclass_fields__ else {}),
+        reduces_once=False,
     )
     layer = price_layer(whole.layers[0], pricing(whole, cut, training, Assumptions(), layout))
     if record.id.startswith("memory.fsdp.gathered"):

@@ -216,9 +216,7 @@ def _check_domains(mesh: DeviceMesh) -> None:
 
 
 @given(job=meshes(), cluster=machines())
-def test_a_message_goes_through_the_tier_that_joins_the_two_ranks(
-    job: tuple[Layout, Degrees], cluster: Cluster
-) -> None:
+def test_a_message_takes_the_tier_that_joins_the_two_ranks(job: tuple[Layout, Degrees], cluster: Cluster) -> None:
     layout, cut = job
     mesh = build_mesh(layout, cut, cluster)
     stride = mesh.stride(Axis.PIPELINE)

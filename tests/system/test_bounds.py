@@ -1,4 +1,4 @@
-"""A step takes at least every lower bound and at most the sum of its tasks; the evaluators share no code with the engine."""
+"""A step takes at least every lower bound and at most all its tasks in a row; nothing here is shared with the engine."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import replace
+from fractions import Fraction
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from simulator.lowering.builder import CATEGORIES, Category
 from simulator.model.tensors import TensorAxis, Weight
 from simulator.parallel.layout import Layout
 from simulator.parallel.sharding import local_elements
+from simulator.parallel.training import Optimizer
 from simulator.report.result import BREAKDOWN_CATEGORIES, MEMORY_CATEGORIES
 from simulator.report.summary import Simulated, summarise
 from simulator.simulate import run_steps
@@ -50,23 +52,26 @@ def test_shards_sum_to_the_model(scenario: Scenario) -> None:
 @often
 @given(scenario=scenarios())
 def test_shards_of_the_state_hold_the_whole_state_and_little_more(scenario: Scenario) -> None:
+    """Resident bytes are the whole over the ranks that share it, and less than one element a weight more."""
     simulated = run_steps(scenario)
     degrees, types = simulated.mesh.degrees, scenario.training.types
+    master = 0 if types.master == "none" else types.master.bytes
+    per_element = {
+        "parameters": (types.parameters.bytes, degrees.zero >= 3),
+        "gradients": (types.gradients.bytes, degrees.zero >= 2),
+        "optimizer": (master + 2 * types.optimizer.bytes, degrees.zero >= 1),
+    }
+    if scenario.training.optimizer is not Optimizer.ADAMW:
+        del per_element["optimizer"]
     for cost in simulated.costs.stages:
-        trained = cost.num_parameters
+        expert = sum(layer.expert_parameters for layer in cost.layers)
         frozen = sum(local_elements(weight.axes, degrees) for weight in cost.stage.weights if not weight.trained)
-        for held, size, sharded_from, count in (
-            (cost.states.parameters, types.parameters.bytes, 3, trained + frozen),
-            (cost.states.gradients, types.gradients.bytes, 2, trained),
-        ):
-            whole = size * count
-            if degrees.zero < sharded_from:
-                assert held == whole
-                continue
-            groups = {degrees.shard_group, degrees.expert_shard_group}
-            assert held * max(groups) >= whole
-            assert held * min(groups) <= whole + size * len(cost.stage.weights) * max(groups) or len(groups) > 1
-            assert held <= whole
+        for state, (size, sharded) in per_element.items():
+            dense = cost.num_parameters - expert + (frozen if state == "parameters" else 0)
+            shares = (degrees.shard_group, degrees.expert_shard_group) if sharded else (1, 1)
+            held = getattr(cost.states, state)
+            whole = Fraction(size * dense, shares[0]) + Fraction(size * expert, shares[1])
+            assert whole <= held <= whole + (size * len(cost.stage.weights) if sharded else 0)
 
 
 @often
@@ -112,7 +117,7 @@ def test_bytes_add_up(scenario: Scenario) -> None:
 @often
 @given(scenario=scenarios())
 def test_the_engine_moves_the_bytes_that_the_books_say(scenario: Scenario) -> None:
-    """Every transfer of a routine stands once in its books: as many, on the same axes, and on the wire inside a node."""
+    """Every transfer stands once in the books of its routine, and inside a node the wires carry what is booked."""
     simulated = run_steps(scenario)
     step = simulated.step
     for routine, exchanges in zip(step.program.routines, step.exchanges, strict=True):
@@ -141,7 +146,8 @@ def test_memory_returns_to_its_steady_level_and_is_never_negative(scenario: Scen
         peak = simulated.timeline.counter_peaks[number]
         assert peak.final == rank_class.initial
         assert min(peak.lowest) >= 0
-        assert all(low <= first <= high for low, first, high in zip(peak.lowest, rank_class.initial, peak.highest))
+        levels = zip(peak.lowest, rank_class.initial, peak.highest, strict=True)
+        assert all(low <= first <= high for low, first, high in levels)
         entry = report.memory.classes[number]
         assert tuple(entry.at_peak) == tuple(entry.steady) == MEMORY_CATEGORIES
         assert sum(entry.at_peak.values()) == entry.peak_bytes

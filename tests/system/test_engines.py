@@ -42,7 +42,8 @@ def test_the_same_input_gives_the_same_bytes(scenario: Scenario) -> None:
 def test_two_processes_with_different_hash_seeds_give_the_same_bytes(scenario: str) -> None:
     program = (
         "import json, sys; from simulator import read_scenario, simulate; "
-        "found = simulate(read_scenario(sys.argv[1])).to_dict(); del found['engine']['wall_s']; print(json.dumps(found))"
+        "found = simulate(read_scenario(sys.argv[1])).to_dict(); "
+        "del found['engine']['wall_s']; print(json.dumps(found))"
     )
     texts = [
         subprocess.run(
