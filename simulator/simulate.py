@@ -20,7 +20,7 @@ from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
 from simulator.parallel.rules import scenario_violations
 from simulator.parallel.stages import split_into_stages
-from simulator.report.levers import single_changes
+from simulator.report.levers import shortened, single_changes
 from simulator.report.result import Lever, Report
 from simulator.report.summary import Simulated, summarise
 from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
@@ -111,17 +111,25 @@ def _require_valid(scenario: Scenario) -> None:
 
 
 def _levers(scenario: Scenario) -> tuple[Lever, ...]:
-    """Simulates every single change of `simulator.report.levers` that keeps the scenario valid."""
+    """Simulates every single change of `simulator.report.levers` that keeps the scenario valid.
+
+    A step of a few microbatches tells the memory; those that fit are then simulated whole.
+    """
     found = []
     for change, changed in single_changes(scenario):
-        if not broken_rules(changed):
+        if broken_rules(changed):
+            continue
+        memory = summarise(run_steps(shortened(changed))).memory
+        step_time_s = None
+        if memory.fits:
             report = summarise(run_steps(changed))
-            found.append(
-                Lever(
-                    change=change,
-                    reserved_peak_bytes=report.memory.reserved_peak_bytes,
-                    fits=report.memory.fits,
-                    step_time_s=report.step.time_s,
-                )
+            memory, step_time_s = report.memory, report.step.time_s
+        found.append(
+            Lever(
+                change=change,
+                reserved_peak_bytes=memory.reserved_peak_bytes,
+                fits=memory.fits,
+                step_time_s=step_time_s,
             )
+        )
     return tuple(sorted(found, key=lambda lever: (not lever.fits, lever.reserved_peak_bytes)))

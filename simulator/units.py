@@ -100,21 +100,28 @@ def format_si(value: float, unit: str, *, digits: int = 3) -> str:
     """Returns `value` with a decimal prefix, `digits` significant digits: `format_si(8e10, "B")` is `"80.0 GB"`."""
     if value == 0:
         return f"0 {unit}"
-    magnitude, prefix = abs(value), ""
+    rounded = _to_digits(value, digits)
+    prefix = ""
     for name, factor in _DECIMAL.items():
-        if magnitude >= factor:
+        if abs(rounded) >= factor:
             prefix = name
-    scaled = value / _DECIMAL[prefix]
+    scaled = rounded / _DECIMAL[prefix]
     whole = len(str(int(abs(scaled))))
     return f"{scaled:.{max(0, digits - whole)}f} {prefix}{unit}"
 
 
 def format_seconds(value: float, *, digits: int = 3) -> str:
     """Returns a duration a person reads: `0.00321` is `"3.21 ms"`."""
+    rounded = _to_digits(value, digits)
     for prefix, factor in (("", 1.0), ("m", 1e-3), ("u", 1e-6)):
-        if abs(value) >= factor:
-            return _significant(value / factor, f"{prefix}s", digits)
-    return "0 s" if value == 0 else _significant(value / 1e-9, "ns", digits)
+        if abs(rounded) >= factor:
+            return _significant(rounded / factor, f"{prefix}s", digits)
+    return "0 s" if value == 0 else _significant(rounded / 1e-9, "ns", digits)
+
+
+def _to_digits(value: float, digits: int) -> float:
+    """Rounds before a prefix is chosen: 999,999 to three digits is a million, not 1000 thousand."""
+    return float(f"{value:.{max(0, digits - 1)}e}")
 
 
 def _significant(value: float, unit: str, digits: int) -> str:

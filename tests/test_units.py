@@ -179,6 +179,8 @@ def test_a_printed_duration_reads_as_the_same_to_its_digits(value: float, digits
         (1234567, "1.23 MB"),
         (-5e12, "-5.00 TB"),
         (3e21, "3000 EB"),
+        (999_999, "1.00 MB"),
+        (9.999e9, "10.0 GB"),
     ],
 )
 def test_si_text_has_three_digits(value: float, text: str) -> None:
@@ -187,7 +189,16 @@ def test_si_text_has_three_digits(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0 s"), (0.00321, "3.21 ms"), (12.345, "12.3 s"), (4e-7, "400 ns"), (-0.002, "-2.00 ms"), (1.5e-5, "15.0 us")],
+    [
+        (0, "0 s"),
+        (0.00321, "3.21 ms"),
+        (12.345, "12.3 s"),
+        (4e-7, "400 ns"),
+        (-0.002, "-2.00 ms"),
+        (1.5e-5, "15.0 us"),
+        (0.9999996, "1.00 s"),
+        (9.9999e-4, "1.00 ms"),
+    ],
 )
 def test_durations_are_text_that_a_person_reads(value: float, text: str) -> None:
     assert format_seconds(value) == text

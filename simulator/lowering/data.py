@@ -69,17 +69,30 @@ class DataLowering:
         return size * (dense + expert)
 
     def unsharded_gradient_bytes(self, layer: LayerCost) -> int:
-        """Returns the bytes of a layer's gradients before they are scattered; 0 where gradients stay whole."""
+        """Returns the bytes of a layer's gradients before they are scattered; 0 where they are the resident ones."""
         if self.zero < 2:
             return 0
-        return self.training.types.gradients.bytes * (layer.dense_parameters + layer.expert_parameters)
+        dense = layer.dense_parameters if self._is_scattered(Group.SHARD, Group.REPLICA) else 0
+        expert = layer.expert_parameters if self._is_scattered(Group.EXPERT_SHARD, Group.EXPERT_REPLICA) else 0
+        return self.training.types.gradients.bytes * (dense + expert)
 
     def reduce_buffer_bytes(self, layer: LayerCost) -> int:
         """Returns the copy of a layer's gradients in the type of the network, if that is another type (E3.3)."""
         types = self.training.types
         if types.reduce is types.gradients:
             return 0
-        return types.reduce.bytes * (layer.dense_parameters + layer.expert_parameters)
+        dense = layer.dense_parameters if self._is_reduced(Group.SHARD, Group.REPLICA) else 0
+        expert = layer.expert_parameters if self._is_reduced(Group.EXPERT_SHARD, Group.EXPERT_REPLICA) else 0
+        return types.reduce.bytes * (dense + expert)
+
+    def _is_scattered(self, shard: Group, replica: Group) -> bool:
+        """Whether the gradients of a microbatch need a buffer beside the resident ones."""
+        shapes = self.transfers.mesh.shapes
+        return shapes[shard].size > 1 or (not self.reduces_once and shapes[replica].size > 1)
+
+    def _is_reduced(self, shard: Group, replica: Group) -> bool:
+        shapes = self.transfers.mesh.shapes
+        return shapes[shard].size > 1 or shapes[replica].size > 1
 
 
 def _present(found: object) -> list[tuple[Exchange, Group]]:

@@ -18,7 +18,6 @@ AXIS_NAMES: dict[Group, str] = {
     Group.REPLICA: "dp",
     Group.EXPERT_SHARD: "dp",
     Group.EXPERT_REPLICA: "dp",
-    Group.WORLD: "dp",
 }
 """Under which axis the report lists a group's traffic."""
 
@@ -37,8 +36,15 @@ class Transfers:
         key = (group, collective, payload_bytes, label)
         if key not in self._priced:
             traffic = price_collective(collective, payload_bytes, self.mesh.shapes[group], self.mesh.cluster)
-            self._priced[key] = _both_ways(AXIS_NAMES[group], label or collective, traffic)
+            self._priced[key] = _both_ways(self._axis(group), label or collective, traffic)
         return self._priced[key]
+
+    def _axis(self, group: Group) -> str:
+        """The gradient norm over all ranks counts to data, else to the widest axis that there is."""
+        degrees = self.mesh.degrees
+        if group is Group.WORLD:
+            return "dp" if degrees.replicas > 1 else "pp" if degrees.pp > 1 else "tp"
+        return AXIS_NAMES[group]
 
     def ring(self, sent_bytes: int) -> Exchange | None:
         """Returns the sends of a context ring: a rank passes on `sent_bytes` in all, neighbour to neighbour.

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import Recompute
 
 MAX_ZERO = 3
+ROUNDS = {"1f1b": 1, "interleaved-1f1b": 2}
+"""Microbatches for each pipeline rank after which the memory of no rank rises any more (E3.11)."""
 
 
 def single_changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
@@ -45,6 +48,21 @@ def single_changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
             f"training.micro_batch: {half}",
             replace(scenario, training=training.model_copy(update={"micro_batch": half})),
         )
+
+
+def shortened(scenario: Scenario) -> Scenario:
+    """Returns the scenario with only as many microbatches as its memory needs to reach its peak.
+
+    1F1B holds at most p of them, interleaved at most the chunks of 2p; a schedule that holds all is left as it is.
+    """
+    degrees = resolve_degrees(scenario.layout, devices=scenario.devices)
+    if scenario.schedule not in ROUNDS:
+        return scenario
+    wanted = ROUNDS[scenario.schedule] * degrees.pp
+    if num_microbatches(scenario.training, degrees) <= wanted:
+        return scenario
+    batch = wanted * degrees.dp * scenario.training.micro_batch
+    return replace(scenario, training=scenario.training.model_copy(update={"global_batch": batch}))
 
 
 def _with_layout(scenario: Scenario, changes: dict[str, object]) -> Scenario:

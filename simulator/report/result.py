@@ -67,8 +67,8 @@ class Lever:
     """Peak of the fullest rank with the change, reserved."""
     fits: bool
     """Whether the changed job fits."""
-    step_time_s: float
-    """Step time with the change."""
+    step_time_s: float | None
+    """Step time with the change; None if it does not make the job fit, when it is not simulated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

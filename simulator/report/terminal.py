@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from simulator.report import wording
@@ -141,10 +141,18 @@ def _print_levers(report: Report, console: Console) -> None:
             cells=[share_of(lever.reserved_peak_bytes, memory.capacity_bytes) for lever in levers],
             expendable=2,
         ),
-        Column(header="step", cells=[wording.seconds(lever.step_time_s) for lever in levers]),
-        Column(header="vs now", cells=[wording.ratio(lever.step_time_s, now) for lever in levers], expendable=1),
+        Column(header="step", cells=[_or_dash(lever.step_time_s, wording.seconds) for lever in levers]),
+        Column(
+            header="vs now",
+            cells=[_or_dash(lever.step_time_s, lambda time_s: wording.ratio(time_s, now)) for lever in levers],
+            expendable=1,
+        ),
     ]
     print_table(console, columns)
+
+
+def _or_dash(value: float | None, words: Callable[[float], str]) -> str:
+    return "-" if value is None else words(value)
 
 
 def _print_communication(report: Report, console: Console) -> None:

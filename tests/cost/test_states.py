@@ -160,6 +160,9 @@ WEIGHTS_OF_FIGURE_1 = tuple(
 )
 
 
+SIZES = ("22b", "175b", "530b", "1t")
+
+
 @each("memory", *(f"memory.korthikanti.fig1.{size}.weights_optimizer" for size in SIZES))
 def test_the_matrices_of_a_gpt_rank_take_18_bytes_a_parameter(record: Record) -> None:
     inputs = record.inputs

@@ -1,4 +1,4 @@
-"""A step takes at least every lower bound and at most all its tasks in a row; nothing here is shared with the engine."""
+"""A step takes at least every lower bound and at most all its tasks in a row, by evaluators that know no engine."""
 
 from __future__ import annotations
 

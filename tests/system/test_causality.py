@@ -1,0 +1,135 @@
+"""Nothing begins before what it needs has ended: read off the spans of the engine, call by call."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+
+from simulator.config.scenario import Scenario
+from simulator.report.summary import Simulated
+from simulator.schedule import ActionKind
+from simulator.simulate import run_steps
+from tests.system.jobs import scenarios
+
+often = settings(max_examples=40, deadline=None, derandomize=True)
+IN_A_LAYER = ("tp", "cp", "ep")
+"""Streams whose transfers belong to the layers of a pass."""
+REDUCTIONS = ("reduce-scatter dp", "all-reduce dp")
+GATHER = "all-gather dp"
+
+
+@dataclass
+class _Call:
+    """The spans of one call on one rank: (begin, end, name), in order of begin."""
+
+    compute: list[tuple[int, int, str]] = field(default_factory=list)
+    beside: dict[str, list[tuple[int, int, str]]] = field(default_factory=lambda: defaultdict(list))
+
+    @property
+    def begin(self) -> int:
+        return self.compute[0][0]
+
+    @property
+    def end(self) -> int:
+        return self.compute[-1][1]
+
+    def ends(self, names: tuple[str, ...]) -> list[int]:
+        """Ends of the transfers with these names, on whatever stream."""
+        spans = [span for stream in (self.compute, *self.beside.values()) for span in stream]
+        return [end for _, end, name in spans if name in names]
+
+
+@often
+@given(scenario=scenarios())
+def test_a_pass_begins_after_the_one_that_it_receives_from(scenario: Scenario) -> None:
+    simulated, calls = _simulated(scenario)
+    schedule = simulated.schedule
+    passes = {
+        (action.kind, action.stage, action.microbatch): calls[rank][place + 1]
+        for rank in range(schedule.pp)
+        for place, action in enumerate(schedule.actions(rank))
+    }
+    last = schedule.num_stages - 1
+    for (kind, stage, microbatch), call in passes.items():
+        if kind is ActionKind.FORWARD and stage > 0:
+            before = passes[ActionKind.FORWARD, stage - 1, microbatch]
+        elif kind is ActionKind.BACKWARD:
+            before = passes[
+                ActionKind.BACKWARD if stage < last else ActionKind.FORWARD, min(stage + 1, last), microbatch
+            ]
+        else:
+            continue
+        arrivals = [end for name, spans in call.beside.items() if name.startswith("receive") for _, end, _ in spans]
+        assert len(arrivals) == (kind is ActionKind.FORWARD or stage < last)
+        assert before.end <= max(arrivals, default=before.end) <= call.begin
+
+
+@often
+@given(scenario=scenarios())
+def test_a_pass_ends_after_the_transfers_of_its_layers(scenario: Scenario) -> None:
+    _, calls = _simulated(scenario)
+    for calls_of_rank in calls:
+        for call in calls_of_rank[1:-1]:
+            ends = [end for name in IN_A_LAYER for _, end, _ in call.beside[name]]
+            assert call.end >= max(ends, default=0)
+
+
+@often
+@given(scenario=scenarios())
+def test_the_update_begins_after_all_gradients_are_reduced(scenario: Scenario) -> None:
+    _, calls = _simulated(scenario)
+    for calls_of_rank in calls:
+        begin = next(begin for begin, _, name in calls_of_rank[-1].compute if name == "optimizer")
+        assert all(end <= begin for call in calls_of_rank for end in call.ends(REDUCTIONS))
+
+
+@often
+@given(scenario=scenarios())
+def test_parameters_are_gathered_before_the_layers_that_use_them_end(scenario: Scenario) -> None:
+    """Zero 1 and 2: before the first microbatch is through; zero 3: before each pass is through."""
+    simulated, calls = _simulated(scenario)
+    for rank, calls_of_rank in enumerate(calls):
+        for call in calls_of_rank[1:-1]:
+            assert call.end > max(call.ends((GATHER,)), default=-1)
+        first = [
+            calls_of_rank[place + 1].end
+            for place, action in enumerate(simulated.schedule.actions(rank))
+            if action.kind is ActionKind.FORWARD and action.microbatch == 0
+        ]
+        assert max(first) > max(calls_of_rank[0].ends((GATHER,)), default=-1)
+
+
+@often
+@given(scenario=scenarios())
+def test_every_event_that_is_recorded_is_waited_for(scenario: Scenario) -> None:
+    """An end that nobody waits for is a dependency that was forgotten."""
+    program = run_steps(scenario).step.program
+    for rank_class in program.classes:
+        recorded, waited = set(), set()
+        for routine, index in rank_class.calls.tolist():
+            for task in program.routines[routine].tasks:
+                for slots, events in ((waited, task.waits), (recorded, (task.records,))):
+                    slots |= {
+                        (slot, 0 if program.events[slot].shared_over_calls else index)
+                        for slot in events
+                        if slot is not None
+                    }
+        assert {program.events[slot].name for slot, _ in recorded - waited} == set()
+
+
+def _simulated(scenario: Scenario) -> tuple[Simulated, list[list[_Call]]]:
+    """The step, and the spans of every call of every class."""
+    simulated = run_steps(scenario, record_spans=True)
+    program, spans = simulated.step.program, simulated.timeline.spans
+    assert spans is not None
+    found: dict[tuple[int, int, int], _Call] = defaultdict(_Call)
+    for number, stream, routine, task, index, begin, end in spans.tolist():
+        call = found[number, routine, index]
+        span = (begin, end, program.routines[routine].tasks[task].name)
+        (call.compute if stream == 0 else call.beside[program.streams[stream]]).append(span)
+    return simulated, [
+        [found[number, routine, index] for routine, index in rank_class.calls.tolist()]
+        for number, rank_class in enumerate(program.classes)
+    ]
