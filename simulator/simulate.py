@@ -47,7 +47,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
         fused_cross_entropy=assumptions.cross_entropy is CrossEntropy.FUSED,
     )
     cluster = build_cluster(scenario.cluster)
-    mesh = build_mesh(layout, degrees, cluster)
+    mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
     stages = split_into_stages(model, layout, degrees)
     costs = price_stages(model, stages, mesh, layout, training, assumptions)
     schedule = build_schedule(

@@ -55,7 +55,7 @@ class Transfers:
         if size <= 1:
             return None
         return self.collective(
-            Group.CONTEXT, Collective.ALL_GATHER, -(-sent_bytes * size // (size - 1)), label=Collective.SEND
+            Group.CONTEXT, Collective.ALL_GATHER, sent_bytes * size // (size - 1), label=Collective.SEND
         )
 
     def message(self, payload_bytes: int, source: int, target: int, direction: Direction) -> Exchange:

@@ -98,15 +98,6 @@ def take(digits: Digits, *, skip: int, count: int) -> Digits:
     return merge(tuple(taken))
 
 
-def can_take(digits: Digits, *, skip: int, count: int) -> bool:
-    """Returns whether `take` succeeds."""
-    try:
-        take(digits, skip=skip, count=count)
-    except SimulatorFault:
-        return False
-    return True
-
-
 def members_within(digits: Digits, domain: int) -> int:
     """Returns how many ranks of a group lie in one run of `domain` ranks, where groups and runs nest."""
     return prod(min(count, max(1, domain // stride)) for count, stride in digits)

@@ -92,17 +92,18 @@ class DeviceMesh:
         )
 
 
-def build_mesh(layout: Layout, degrees: Degrees, cluster: Cluster) -> DeviceMesh:
+def build_mesh(layout: Layout, degrees: Degrees, cluster: Cluster, *, has_experts: bool = True) -> DeviceMesh:
     """Returns the mesh: ranks numbered in the layout's order, placed on consecutive devices.
 
     Args:
         layout: order of the axes and devices used of each scale-up domain.
         degrees: degrees of the axes.
         cluster: the machine.
+        has_experts: whether the model has experts; without, the groups of experts have one rank.
     """
     axes = axis_strides(layout, degrees)
-    domains, slices = place(axes, layout, cluster)
-    digits = group_digits(axes, layout, degrees)
+    domains, slices = place(axes, layout, cluster, has_experts=has_experts)
+    digits = group_digits(axes, layout, degrees, has_experts=has_experts)
     return DeviceMesh(
         cluster=cluster,
         degrees=degrees,
@@ -136,7 +137,9 @@ def stage_digits(axes: tuple[tuple[Axis, int, int], ...]) -> Digits:
     return tuple((degree, stride) for axis, degree, stride in axes if axis is not Axis.PIPELINE)
 
 
-def group_digits(axes: tuple[tuple[Axis, int, int], ...], layout: Layout, degrees: Degrees) -> dict[Group, Digits]:
+def group_digits(
+    axes: tuple[tuple[Axis, int, int], ...], layout: Layout, degrees: Degrees, *, has_experts: bool = True
+) -> dict[Group, Digits]:
     """Returns the ranks of every kind of group.
 
     Experts are spread over all ranks of a stage: expert tensor ranks first, then expert ranks, then the expert
@@ -147,28 +150,34 @@ def group_digits(axes: tuple[tuple[Axis, int, int], ...], layout: Layout, degree
     replicas = merge(
         tuple((degree, stride) for axis, degree, stride in axes if axis in (Axis.CONTEXT, Axis.DATA) and degree > 1)
     )
-    expert_last = layout.order.index(Axis.EXPERT) > layout.order.index(Axis.DATA)
-    expert_data = degrees.expert_replicas
-    before_experts = degrees.etp * (expert_data if expert_last else 1)
-    before_data = degrees.etp * (1 if expert_last else degrees.ep)
-    all_expert_data = take(stage, skip=before_data, count=expert_data)
     shard = degrees.shard_group
-    expert_shard = degrees.expert_shard_group
     return {
         Group.TENSOR: by_axis[Axis.TENSOR],
         Group.CONTEXT: by_axis[Axis.CONTEXT],
-        Group.EXPERT: take(stage, skip=before_experts, count=degrees.ep),
-        Group.EXPERT_TENSOR: take(stage, skip=1, count=degrees.etp),
         Group.SHARD: take(replicas, skip=1, count=shard),
         Group.REPLICA: take(replicas, skip=shard, count=degrees.replicas // shard),
-        Group.EXPERT_SHARD: take(all_expert_data, skip=1, count=expert_shard),
-        Group.EXPERT_REPLICA: take(all_expert_data, skip=expert_shard, count=expert_data // expert_shard),
         Group.WORLD: merge(tuple((degree, stride) for _, degree, stride in axes)),
+        **(_expert_digits(stage, layout, degrees) if has_experts else dict.fromkeys(EXPERT_GROUPS, ())),
+    }
+
+
+EXPERT_GROUPS = (Group.EXPERT, Group.EXPERT_TENSOR, Group.EXPERT_SHARD, Group.EXPERT_REPLICA)
+
+
+def _expert_digits(stage: Digits, layout: Layout, degrees: Degrees) -> dict[Group, Digits]:
+    expert_last = layout.order.index(Axis.EXPERT) > layout.order.index(Axis.DATA)
+    replicas, shard = degrees.expert_replicas, degrees.expert_shard_group
+    all_replicas = take(stage, skip=degrees.etp * (1 if expert_last else degrees.ep), count=replicas)
+    return {
+        Group.EXPERT: take(stage, skip=degrees.etp * (replicas if expert_last else 1), count=degrees.ep),
+        Group.EXPERT_TENSOR: take(stage, skip=1, count=degrees.etp),
+        Group.EXPERT_SHARD: take(all_replicas, skip=1, count=shard),
+        Group.EXPERT_REPLICA: take(all_replicas, skip=shard, count=replicas // shard),
     }
 
 
 def place(
-    axes: tuple[tuple[Axis, int, int], ...], layout: Layout, cluster: Cluster
+    axes: tuple[tuple[Axis, int, int], ...], layout: Layout, cluster: Cluster, *, has_experts: bool = True
 ) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
     """Returns how many ranks lie in one domain of each tier, and the torus boxes.
 
@@ -176,7 +185,7 @@ def place(
     NVL72 rack for degrees that are powers of two. The last tier joins all.
     """
     total = axes[-1][1] * axes[-1][2]
-    groups = _stage_groups(axes, layout)
+    groups = _stage_groups(axes, layout, has_experts=has_experts)
     domains: list[int] = []
     slices: list[tuple[int, ...]] = []
     for tier in cluster.tiers:
@@ -221,11 +230,11 @@ def _nests(digit: tuple[int, int], size: int) -> bool:
     return size % (count * stride) == 0 or stride % size == 0 or (size % stride == 0 and count % (size // stride) == 0)
 
 
-def _stage_groups(axes: tuple[tuple[Axis, int, int], ...], layout: Layout) -> tuple[Digits, ...]:
+def _stage_groups(axes: tuple[tuple[Axis, int, int], ...], layout: Layout, *, has_experts: bool) -> tuple[Digits, ...]:
     """Returns the groups inside a stage; none where they are no whole steps of the mesh, which a rule refuses."""
     degrees = resolve_degrees(layout, devices=axes[-1][1] * axes[-1][2])
     try:
-        groups = group_digits(axes, layout, degrees)
+        groups = group_digits(axes, layout, degrees, has_experts=has_experts)
     except SimulatorFault:
         return ()
     return tuple(digits for group, digits in groups.items() if group is not Group.WORLD)

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from simulator.cluster import ClusterSpec, build_cluster
-from simulator.errors import Violation
+from simulator.errors import SimulatorFault, Violation
 from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.case import Case, Check
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
-from simulator.parallel.groups import can_take
-from simulator.parallel.layout import Axis, Layout
-from simulator.parallel.mesh import axis_strides, place, stage_digits
+from simulator.parallel.layout import Layout
+from simulator.parallel.mesh import axis_strides, group_digits, place
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
     expert_degree_divides_experts,
@@ -78,33 +77,28 @@ RULES: tuple[Callable[[Case], Check], ...] = (
 
 def groups_fall_on_whole_steps(case: Case) -> Check:
     """Shard groups and expert groups are cut out of the mesh in whole steps of its axes."""
-    d, axes = case.degrees, axis_strides(case.layout, case.degrees)
-    stage = stage_digits(axes)
-    replicas = tuple((n, stride) for axis, n, stride in axes if axis in (Axis.CONTEXT, Axis.DATA) and n > 1)
-    expert_last = case.layout.order.index(Axis.EXPERT) > case.layout.order.index(Axis.DATA)
-    inside = d.etp * (d.expert_replicas if expert_last else 1)
-    shard_ok = can_take(replicas, skip=1, count=d.shard_group)
-    shard_ok = shard_ok and can_take(replicas, skip=d.shard_group, count=d.replicas // d.shard_group)
+    axes = axis_strides(case.layout, case.degrees)
+    try:
+        group_digits(axes, case.layout, case.degrees, has_experts=case.model.experts is not None)
+        cut = ""
+    except SimulatorFault as fault:
+        cut = str(fault)
     return Check(
-        holds=shard_ok
-        and can_take(stage, skip=1, count=d.etp)
-        and can_take(stage, skip=inside, count=d.ep)
-        and can_take(stage, skip=d.etp * (1 if expert_last else d.ep), count=d.expert_replicas)
-        and d.expert_replicas % d.expert_shard_group == 0,
-        path="layout.ep" if shard_ok else "layout.shard_group",
+        holds=not cut,
+        path="layout.ep" if case.layout.ep > 1 or case.layout.etp > 1 else "layout.shard_group",
         problem=lambda: (
             "groups of this size do not cut the mesh "
             f"[{', '.join(f'{axis} {n}' for axis, n, _ in axes)}] into whole steps"
         ),
         why="the ranks of a group lie at regular distances, so that one calculation holds for all groups",
-        mend=lambda: "choose degrees that divide each other, for example powers of two",
+        mend=lambda: "choose degrees that divide each other, for example powers of two, or the default layout.order",
     )
 
 
 def cluster_has_enough_domains(case: Case) -> Check:
     """The domains that the job touches exist."""
     axes = axis_strides(case.layout, case.degrees)
-    domains, _ = place(axes, case.layout, case.cluster)
+    domains, _ = place(axes, case.layout, case.cluster, has_experts=case.model.experts is not None)
     tier, used = case.cluster.tiers[0], domains[0]
     needed = -(-case.devices // used) * tier.size
     return Check(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import reduce
+from operator import and_
 
 from simulator.parallel.case import Case, Check, divisors
 from simulator.parallel.layout import ContextMethod
@@ -35,23 +36,21 @@ def tensor_degree_matches_kv_heads(case: Case) -> Check:
 
 def tensor_degree_divides_mlp(case: Case) -> Check:
     """tp divides the width of the dense and shared MLPs."""
+    tp = case.degrees.tp
     widths = {"model.ffn": case.model.ffn or 0}
     if (experts := case.model.experts) is not None:
         widths["the width of the shared experts"] = experts.shared * (experts.shared_ffn or experts.ffn)
-    name, width = next(
-        ((name, width) for name, width in widths.items() if _any_not(width % case.degrees.tp == 0)), ("model.ffn", 0)
-    )
+
+    def first_odd() -> tuple[str, int]:
+        return next((name, width) for name, width in widths.items() if width % tp)
+
     return Check(
-        holds=width % case.degrees.tp == 0,
+        holds=reduce(and_, (width % tp == 0 for width in widths.values())),
         path="layout.tp",
-        problem=lambda: f"{case.degrees.tp} does not divide {name}, which is {width}",
+        problem=lambda: f"{tp} does not divide {first_odd()[0]}, which is {first_odd()[1]}",
         why="each tensor-parallel rank holds an equal part of the MLP's hidden layer",
-        mend=lambda: f"set layout.tp to one of {divisors(width)}",
+        mend=lambda: f"set layout.tp to one of {divisors(first_odd()[1])}",
     )
-
-
-def _any_not(mask: Any) -> bool:
-    return not mask if isinstance(mask, bool) else not mask.all()
 
 
 def context_degree_divides_sequence(case: Case) -> Check:

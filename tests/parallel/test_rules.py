@@ -329,7 +329,7 @@ CASES = [
         "layout.shard_group",
         "groups of this size do not cut the mesh [tp 1, cp 3, dp 4, pp 1] into whole steps",
         "the ranks of a group lie at regular distances, so that one calculation holds for all groups",
-        "choose degrees that divide each other, for example powers of two",
+        "choose degrees that divide each other, for example powers of two, or the default layout.order",
     ),
     broken(
         "groups_fall_on_whole_steps",
@@ -347,7 +347,7 @@ CASES = [
         "layout.ep",
         "groups of this size do not cut the mesh [pp 1, cp 3, tp 1, dp 4] into whole steps",
         "the ranks of a group lie at regular distances, so that one calculation holds for all groups",
-        "choose degrees that divide each other, for example powers of two",
+        "choose degrees that divide each other, for example powers of two, or the default layout.order",
     ),
     broken(
         "cluster_has_enough_domains",

@@ -12,6 +12,7 @@ from simulator.config.scenario import Scenario
 from simulator.lowering.builder import MEMORY, Memory
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod
 from simulator.parallel.training import FullRecompute, Overlap, Recompute
+from simulator.report.summary import summarise
 from simulator.simulate import broken_rules, run_steps
 from tests.system.jobs import profile, scenarios
 
@@ -31,6 +32,8 @@ def test_with_one_replica_there_is_nothing_to_shard(scenario: Scenario) -> None:
 @often
 @given(scenario=scenarios())
 def test_zero_1_over_groups_of_one_is_zero_0(scenario: Scenario) -> None:
+    # A group of all of data x context means all replicas of an expert too, and these can be more.
+    assume(scenario.model.experts is None or int(scenario.layout.dp) * scenario.layout.cp > 1)
     replicated = _laid_out(scenario, zero=0, shard_group="auto")
     assert _outcome(_laid_out(scenario, zero=1, shard_group=1), time=False) == _outcome(replicated, time=False)
 
@@ -93,6 +96,33 @@ def test_more_recompute_keeps_no_more_activations_and_computes_no_less(scenario:
     events = sum(len(rank_class.calls) for rank_class in simulated.step.program.classes) * 1000
     assert all(more + events >= less for more, less in zip(worked[0], worked[2], strict=True))
     assert all(more + events >= less for more, less in zip(worked[1], worked[2], strict=True))
+
+
+@often
+@given(scenario=scenarios(), name=st.sampled_from(["dp", "tp", "pp", "ep"]))
+def test_overlap_changes_when_bytes_move_and_not_how_many(scenario: Scenario, name: str) -> None:
+    """But for the last byte of each chunk of a transfer, which is rounded up."""
+    beside = _trained(scenario, overlap=_flipped(scenario.training.overlap, name))
+    first, second = _traffic(scenario), _traffic(beside)
+    assert first.keys() == second.keys()
+    for axis, (sent, payload, calls) in first.items():
+        other_sent, other_payload, other_calls = second[axis]
+        tiers = len(scenario.cluster.tiers)
+        assert abs(sent - other_sent) <= 2 * tiers * max(calls, other_calls)
+        assert abs(payload - other_payload) <= 1.001 * max(calls, other_calls)
+
+
+def _traffic(scenario: Scenario) -> dict[str, tuple[float, float, float]]:
+    """Bytes sent, payload, and calls of each axis, per rank of those that take part."""
+    found: dict[str, tuple[float, float, float]] = {}
+    for row in summarise(run_steps(scenario)).communication.by_axis:
+        sent, payload, calls = found.get(row.axis, (0.0, 0.0, 0.0))
+        found[row.axis] = (
+            sent + row.sent_bytes_per_rank,
+            payload + row.payload_bytes * row.calls_per_rank,
+            calls + row.calls_per_rank,
+        )
+    return found
 
 
 def _outcome(scenario: Scenario, *, time: bool = True) -> object:
