@@ -324,10 +324,20 @@ CASES = [
     ),
     broken(
         "groups_fall_on_whole_steps",
-        Job(layout=Layout(cp=3, dp=4, shard_group=2), devices=12, training=_training(sequence_length=1026)),
+        Job(
+            layout=Layout(
+                cp=3,
+                dp=4,
+                pp=2,
+                shard_group=2,
+                order=(Axis.CONTEXT, Axis.PIPELINE, Axis.TENSOR, Axis.EXPERT, Axis.DATA),
+            ),
+            devices=24,
+            training=_training(sequence_length=1026),
+        ),
         Job(layout=Layout(cp=2, dp=6, shard_group=2), devices=12, training=_training(global_batch=6)),
         "layout.shard_group",
-        "groups of this size do not cut the mesh [tp 1, cp 3, dp 4, pp 1] into whole steps",
+        "groups of this size do not cut the mesh [cp 3, pp 2, tp 1, dp 4] into whole steps",
         "the ranks of a group lie at regular distances, so that one calculation holds for all groups",
         "choose degrees that divide each other, for example powers of two, or the default layout.order",
     ),

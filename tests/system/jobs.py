@@ -196,7 +196,7 @@ def models(
         layers=layers,
         hidden=heads * head_dim,
         heads=heads,
-        kv_heads=None if latent else heads // draw(st.sampled_from([1, heads // tp, heads])),
+        kv_heads=None if latent else draw(st.sampled_from([g for g in _divisors(heads) if g % tp == 0 or tp % g == 0])),
         head_dim=draw(st.sampled_from([None, 16])),
         latent_attention=LatentAttention(
             query_rank=draw(st.sampled_from([0, 24])),

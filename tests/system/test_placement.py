@@ -10,10 +10,13 @@ from hypothesis import given, settings
 
 from simulator.cluster import build_cluster
 from simulator.config.scenario import Scenario
+from simulator.lowering.builder import Direction
 from simulator.parallel.degrees import resolve_degrees
 from simulator.parallel.groups import Digits
 from simulator.parallel.layout import Axis
 from simulator.parallel.mesh import DeviceMesh, Group, build_mesh
+from simulator.schedule import ActionKind
+from simulator.simulate import run_steps
 from tests.system.jobs import scenarios
 
 often = settings(max_examples=60, deadline=None, derandomize=True)
@@ -52,6 +55,23 @@ def test_every_message_between_two_pipeline_ranks_goes_over_the_same_tier(scenar
                 shared = [tier for tier, domain in enumerate(mesh.domains) if rank // domain == other // domain]
                 tiers.add(min(shared, default=len(mesh.domains) - 1))
         assert tiers == {mesh.pipeline_hop(source, target).tier}
+
+
+@often
+@given(scenario=scenarios())
+def test_every_message_is_booked_on_the_tier_between_its_ranks(scenario: Scenario) -> None:
+    """Stages that do the same work share routines only if their neighbours are as far away."""
+    simulated = run_steps(scenario)
+    mesh, schedule, step = simulated.mesh, simulated.schedule, simulated.step
+    for rank, rank_class in enumerate(step.program.classes):
+        for (routine, _), action in zip(rank_class.calls[1:-1].tolist(), schedule.actions(rank), strict=True):
+            onward = 1 if action.kind is ActionKind.FORWARD else -1
+            for exchange in step.exchanges[routine]:
+                if exchange.axis == "pp":
+                    way = onward if exchange.direction is Direction.SEND else -onward
+                    hop = mesh.pipeline_hop(rank, schedule.stage_to_rank[action.stage + way])
+                    crossed = [tier for tier, count in enumerate(exchange.traffic.tier_bytes) if count]
+                    assert crossed == [hop.tier]
 
 
 @often
