@@ -33,10 +33,13 @@ inlined = numba.njit(forceinline=True, _nrt=False)  # type: ignore[call-overload
 
 @inlined
 def join(plan, state, owner, now):  # type: ignore[no-untyped-def]
-    """Let a transfer begin to move: it uses its resources from now on, its rate is set by `_share`."""
+    """Let a transfer begin to move: it uses its resources from now on.
+
+    Where nobody else does, it moves at its lone rate, which fair sharing would give it too; else `share` sets the rate.
+    """
     first = plan.demand_begin[owner]
     last = first + state.transfers[owner, TRANSFER_DEMANDS]
-    largest = 0.0
+    largest, is_alone = 0.0, True
     for demand in range(first, last):
         largest = max(largest, float(state.moved_bytes[demand]))
     alone = np.inf
@@ -52,11 +55,19 @@ def join(plan, state, owner, now):  # type: ignore[no-untyped-def]
         state.users[place] = owner
         if state.num_users[resource] == 0:
             state.in_use_since[resource] = now
+        else:
+            is_alone = False
         state.num_users[resource] += 1
-        _touch(state, resource)
     state.transfers[owner, TRANSFER_SINCE] = now
-    state.speeds[owner, LEFT_BYTES], state.speeds[owner, RATE] = largest, 0.0
-    state.speeds[owner, ALONE_RATE] = alone
+    state.speeds[owner, LEFT_BYTES], state.speeds[owner, ALONE_RATE] = largest, alone
+    if is_alone:
+        state.speeds[owner, RATE] = alone
+        moving = math.ceil(state.speeds[owner, ALONE_S] * PICOSECONDS_PER_SECOND)
+        set_in_heap(state, owner, 2 * (now + max(1, moving)))
+        return
+    state.speeds[owner, RATE] = 0.0
+    for demand in range(first, last):
+        _touch(state, state.moved_resource[demand])
 
 
 @inlined
@@ -75,7 +86,8 @@ def leave(plan, state, owner, now):  # type: ignore[no-untyped-def]
             place += 1
         if state.num_users[resource] == 0:
             state.resource_busy_ps[resource] += now - state.in_use_since[resource]
-        _touch(state, resource)
+        else:
+            _touch(state, resource)
 
 
 @inlined

@@ -14,7 +14,7 @@ from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.simulate import run_steps
 from tests.system.jobs import scenarios
 
-often = settings(max_examples=60, deadline=None, derandomize=True)
+often = settings(max_examples=40, deadline=None, derandomize=True)
 COMPUTE = 0
 
 

@@ -16,7 +16,7 @@ from simulator.report.summary import summarise
 from simulator.simulate import broken_rules, run_steps
 from tests.system.jobs import profile, scenarios
 
-often = settings(max_examples=40, deadline=None, derandomize=True)
+often = settings(max_examples=30, deadline=None, derandomize=True)
 ONE_NODE = 8
 
 
