@@ -15,11 +15,21 @@ from simulator.version import VERSION
 if TYPE_CHECKING:
     from simulator.compare import compare
     from simulator.config.scenario import Scenario, read_scenario, read_variants
+    from simulator.errors import ScenarioError
     from simulator.report.result import Report
     from simulator.simulate import simulate
 
 __version__ = VERSION
-__all__ = ["Report", "Scenario", "__version__", "compare", "read_scenario", "read_variants", "simulate"]
+__all__ = [
+    "Report",
+    "Scenario",
+    "ScenarioError",
+    "__version__",
+    "compare",
+    "read_scenario",
+    "read_variants",
+    "simulate",
+]
 
 
 class _Lazy:
@@ -49,6 +59,7 @@ class _Package(ModuleType):
     if not TYPE_CHECKING:
         Report = _Lazy("simulator.report.result")
         Scenario = _Lazy("simulator.config.scenario")
+        ScenarioError = _Lazy("simulator.errors")
         compare = _Lazy("simulator.compare")
         read_scenario = _Lazy("simulator.config.scenario")
         read_variants = _Lazy("simulator.config.scenario")

@@ -11,7 +11,8 @@ from simulator.cluster import build_cluster
 from simulator.config.scenario import Scenario, problems_of
 from simulator.cost.calibration import coefficient_violations
 from simulator.cost.pricing import price_stages
-from simulator.engine import run
+from simulator.engine import Program, run
+from simulator.engine.program import LONGEST_STEP_PS, longest_ps
 from simulator.errors import ScenarioError, Violation
 from simulator.lowering.step import lower_step
 from simulator.model.decoder import build_model
@@ -54,6 +55,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
         scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
     )
     step = lower_step(costs, mesh, schedule, layout, training, assumptions, fold=fold)
+    _require_countable(step.program)
     traced = choose_classes(spans_per_class(step.program), max_spans=DEFAULT_MAX_SPANS) if record_spans else False
     timeline = run(step.program, record_spans=traced)
     return Simulated(
@@ -68,14 +70,18 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     )
 
 
-def simulate(scenario: Scenario) -> Report:
+def simulate(scenario: Scenario, *, with_levers: bool = True) -> Report:
     """Returns the report of one training step.
+
+    Args:
+        scenario: what to simulate.
+        with_levers: if the job does not fit, also simulate single changes that may mend that.
 
     Raises:
         ScenarioError: the scenario breaks a rule.
     """
     _require_valid(scenario)
-    return summarise(run_steps(scenario), levers=_levers)
+    return summarise(run_steps(scenario), levers=_levers if with_levers else None)
 
 
 def simulate_traced(scenario: Scenario) -> tuple[Report, Trace]:
@@ -108,6 +114,21 @@ def broken_rules(scenario: Scenario) -> tuple[Violation, ...]:
 def _require_valid(scenario: Scenario) -> None:
     if violations := broken_rules(scenario):
         raise ScenarioError(problems_of(violations, scenario.origin))
+
+
+def _require_countable(program: Program) -> None:
+    """Refuses a step whose times do not fit the engine's picoseconds in 64 bits."""
+    if longest_ps(program) > LONGEST_STEP_PS:
+        raise ScenarioError(
+            [
+                Violation(
+                    path="training",
+                    problem="the step would take longer than a month",
+                    why="the engine counts picoseconds in 64 bits, which hold about a hundred days",
+                    mend="make the step smaller (global_batch, sequence_length) or the job larger (devices)",
+                )
+            ]
+        )
 
 
 def _levers(scenario: Scenario) -> tuple[Lever, ...]:

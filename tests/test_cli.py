@@ -165,7 +165,7 @@ def test_scenarios_of_the_same_name_are_told_apart(
 ) -> None:
     seen: list[str] = []
     home = importlib.import_module("simulator.compare")
-    monkeypatch.setattr(home, "simulate", lambda resolved: seen.append(resolved.name) or reports[0])
+    monkeypatch.setattr(home, "simulate", lambda resolved, **_: seen.append(resolved.name) or reports[0])
     one, two = write(tmp_path, SCENARIO, "one.yaml"), write(tmp_path, SCENARIO, "two.yaml")
     assert call("compare", one, two).exit_code == 0
     assert seen == [f"demo ({one})", f"demo ({two})"]

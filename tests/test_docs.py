@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from simulator.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUATIONS = ROOT / "docs" / "equations.md"
@@ -23,7 +27,6 @@ def cited_labels(folder: Path) -> dict[str, list[str]]:
     return cited
 
 
-@pytest.mark.skipif(not EQUATIONS.exists(), reason="the documents lie beside the sources only")
 class TestEquations:
     def test_every_equation_that_the_code_cites_is_in_the_document(self) -> None:
         defined = set(DEFINITION.findall(EQUATIONS.read_text(encoding="utf-8")))
@@ -43,3 +46,29 @@ class TestEquations:
         named = re.findall(r"`(simulator/[\w/]+(?:\.py|/))`", EQUATIONS.read_text(encoding="utf-8"))
         assert named
         assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _readme_commands() -> list[str]:
+    blocks = README.split("```")[1::2]
+    return [
+        line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("shardsim ")
+    ]
+
+
+@pytest.mark.parametrize("line", _readme_commands())
+def test_every_example_of_the_readme_runs(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("scenarios", "cluster_profiles"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    result = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert result.exit_code == 0, result.output
+
+
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code = README.split("```python\n")[1].split("```")[0]
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out

@@ -28,7 +28,7 @@ from simulator.cluster.figures import (
     WattsFigure,
 )
 
-_FORM = ConfigDict(frozen=True, extra="forbid")
+_FORM = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 _CITATION = re.compile(r"\[([a-z0-9_-]+(?:, *[a-z0-9_-]+)*)\]")
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,17 +19,17 @@ from simulator.cost.calibration import coefficient_violations
 from simulator.errors import Problem, ScenarioError, Violation
 from simulator.parallel.rules import scenario_violations
 
-__all__ = ["Scenario", "problems_of", "read_scenario", "read_variants"]
+__all__ = ["Scenario", "input_files", "problems_of", "read_scenario", "read_variants"]
 
 _REFERENCES = {"model": Kind.MODELS, "cluster": Kind.CLUSTERS}
 
 
-def read_scenario(path: str | Path, overrides: Mapping[str, str] | None = None) -> Scenario:
+def read_scenario(path: str | Path, overrides: Mapping[str, object] | None = None) -> Scenario:
     """Returns the scenario of a file, all rules passed.
 
     Args:
         path: a scenario file, or the name of a built-in scenario.
-        overrides: value by dotted key, as `--set` takes them: `{"layout.tp": "8"}`.
+        overrides: value by dotted key, as text like that of `--set` or as it is: `{"layout.tp": 8}`.
 
     Raises:
         ScenarioError: every problem of the file, with lines.
@@ -36,7 +37,7 @@ def read_scenario(path: str | Path, overrides: Mapping[str, str] | None = None) 
     return _read(path, overrides or {}, variant_rules=False)[0]
 
 
-def read_variants(path: str | Path, overrides: Mapping[str, str] | None = None) -> list[Scenario]:
+def read_variants(path: str | Path, overrides: Mapping[str, object] | None = None) -> list[Scenario]:
     """Returns the scenario of a file and then each of its variants, named `scenario / variant`, all rules passed.
 
     Args:
@@ -47,6 +48,15 @@ def read_variants(path: str | Path, overrides: Mapping[str, str] | None = None) 
         ScenarioError: every problem of the file and its variants, with lines.
     """
     return _read(path, overrides or {}, variant_rules=True)
+
+
+def input_files(scenario: Scenario) -> tuple[str, ...]:
+    """Returns the files that a scenario was read from: its own, and those of its model and cluster."""
+    origin = scenario.origin
+    if not isinstance(origin, Origin):
+        return ()
+    parts = (origin.root, *(origin.root.child(key) for key in _REFERENCES))
+    return tuple(dict.fromkeys(part.place.file for part in parts if part is not None))
 
 
 def problems_of(violations: Iterable[Violation], origin: object | None) -> list[Problem | Violation]:
@@ -74,7 +84,7 @@ def _in_variant(problem: Problem, name: str) -> Problem:
     return replace(problem, violation=replace(problem.violation, problem=text))
 
 
-def _read(path: str | Path, overrides: Mapping[str, str], *, variant_rules: bool) -> list[Scenario]:
+def _read(path: str | Path, overrides: Mapping[str, object], *, variant_rules: bool) -> list[Scenario]:
     """Returns the scenario and then its variants; the form of variants is always checked, their rules on demand."""
     source = _read_source(path, overrides)
     base, problems = source.build()
@@ -138,10 +148,11 @@ class _Source:
         return scenario, _broken_rules(scenario, origin) if rules else []
 
 
-def _read_source(path: str | Path, overrides: Mapping[str, str]) -> _Source:
+def _read_source(path: str | Path, overrides: Mapping[str, object]) -> _Source:
     file, shown = _located(path)
     root, doubled = read_document(file, shown=shown)
-    changes, problems = command_line_overrides(overrides)
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in overrides.items()}
+    changes, problems = command_line_overrides(texts)
     return _Source(path=file, root=root, problems=(*doubled, *problems), overrides=tuple(changes))
 
 

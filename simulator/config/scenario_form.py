@@ -40,7 +40,7 @@ class ScenarioForm(BaseModel):
     training: Training = Field(description="Batch, precision, optimizer, recompute, overlap.")
     assumptions: Assumptions = Field(Assumptions(), description="Constants of the model that the user knows better.")
     variants: dict[str, dict[str, Any]] = Field({}, description="For compare: by name, values by dotted path.")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(0, description="Seed of everything random.")
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(0, description="Seed of what is random; nothing is yet.")
 
     @field_validator("schedule")
     @classmethod

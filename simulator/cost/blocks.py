@@ -21,6 +21,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from typing import Any
 
+import numpy as np
+
 from simulator.cluster.cluster import Accelerator
 from simulator.cost.attention import attention_time_s, unfused_attention_time_s
 from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel_model
@@ -168,8 +170,7 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
     hidden = max(block.gathered_features, block.reduced_features, block.routed_features)
     gathered = size * tokens * block.gathered_features
     reduced = size * tokens * block.reduced_features
-    routed_copies = local_tokens(Tokens.ROUTED, workload, degrees)
-    routed = size * (routed_copies // degrees.etp) * block.routed_features
+    routed = size * local_tokens(Tokens.DISPATCHED, workload, degrees) * block.routed_features
     gradients = sum(
         kept_bytes(item, workload, degrees)
         for operator in block.core + block.routed
@@ -187,7 +188,8 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
         rest=_price(rest, pricing),
         routed=_price(block.routed, pricing),
         exit=_price(block.exit, pricing),
-        kept_bytes=sum(kept_bytes(item, workload, degrees) for item in activations),
+        kept_bytes=sum(kept_bytes(item, workload, degrees) for item in activations)
+        + _replicated_kv_bytes(block, pricing),
         core_kept_bytes=sum(kept_bytes(item, workload, degrees) for item in activations if item.core),
         logits_bytes=sum(kept_bytes(item, workload, degrees) for item in kept if _is_logits(item)),
         input_bytes=size * sequence_tokens * hidden,
@@ -201,6 +203,26 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
         forward_temporary_bytes=gather_buffer + reduce_buffer + routed,
         backward_temporary_bytes=gather_buffer + reduce_buffer + 2 * routed + gradients,
     )
+
+
+def _replicated_kv_bytes(block: Block, pricing: Pricing) -> Int:
+    """Bytes of K and V that Ulysses keeps beyond a rank's share: heads copied to more context ranks (E4.10)."""
+    workload, degrees = pricing.workload, pricing.degrees
+    if pricing.context_method is ContextMethod.RING:
+        return 0
+    extra: Int = 0
+    for operator in block.core:
+        for item in operator.kept:
+            if item.features and item.features[0][0] is TensorAxis.KV_HEADS:
+                heads = local_size(TensorAxis.KV_HEADS, item.features[0][1], degrees)
+                copied = _ulysses_kv_heads(heads, degrees.cp)
+                extra = extra + kept_bytes(item, workload, degrees) * (copied - heads) // heads
+    return extra
+
+
+def _ulysses_kv_heads(heads: Int, cp: Int) -> Int:
+    """K and V heads that a tensor rank sends and keeps: as many as there are context ranks, if it has fewer."""
+    return np.maximum(heads, cp) if isinstance(cp, np.ndarray) else max(heads, cp)
 
 
 def _largest_pair(block: Block, pricing: Pricing) -> Int:
@@ -338,8 +360,7 @@ def _context_bytes(attention: tuple[Operator, ...], pricing: Pricing) -> tuple[I
             total_forward = total_forward + (cp - 1) * keys_values
             total_backward = total_backward + ((cp - 1) + cp) * keys_values * (cp > 1)
         else:
-            # K and V heads are copied where there are fewer of them than context ranks.
-            kv_sent = kv_heads if kv_heads >= cp else cp
+            kv_sent = _ulysses_kv_heads(kv_heads, cp)
             buffers = (
                 size
                 * tokens

@@ -64,6 +64,32 @@ class Traffic:
     """(port, bytes): how long each port of the rank is busy, in bytes; more than sent where links are shared."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """A way in which a library moves the chunks of a collective: less latency against less bandwidth."""
+
+    base_s: float
+    """Time of any collective before its first step."""
+    inner_step_s: float
+    """Time of a step beyond the tier's own latency, in the innermost tier."""
+    network_step_s: float
+    """The same in the tiers outside."""
+    bandwidth_fraction: float
+    """Share of the tier's bandwidth."""
+
+
+PLAIN = Protocol(base_s=0.0, inner_step_s=0.0, network_step_s=0.0, bandwidth_fraction=1.0)
+NCCL_PROTOCOLS = (
+    Protocol(base_s=6.6e-6, inner_step_s=0.0, network_step_s=0.0, bandwidth_fraction=0.5),
+    Protocol(base_s=14.0e-6, inner_step_s=1.3e-6, network_step_s=1.3e-6, bandwidth_fraction=0.92),
+    Protocol(base_s=8.4e-6, inner_step_s=2.8e-6, network_step_s=11.3e-6, bandwidth_fraction=1.0),
+)
+"""LL, LL128 and Simple: base latencies, and steps of 0.6, 1.9, 3.4 us over NVLink and 2.7, 4.0, 14.0 us over a network
+as what they add to the first of them, which the tier's latency stands for (NCCL src/graph/tuning.cc; E4.8)."""
+PROTOCOLS: dict[str, tuple[Protocol, ...]] = {"nvidia": NCCL_PROTOCOLS, "amd": NCCL_PROTOCOLS}
+"""By vendor; RCCL is NCCL for AMD. Others: the tier's latency and bandwidth as they are."""
+
+
 def ports_of(cluster: Cluster) -> tuple[Port, ...]:
     """Returns the ports of a device, one direction: one for each switch or mesh tier, one for each torus axis.
 
@@ -84,43 +110,69 @@ def ports_of(cluster: Cluster) -> tuple[Port, ...]:
 def price_collective(collective: Collective, payload_bytes: int, shape: GroupShape, cluster: Cluster) -> Traffic | None:
     """Returns bytes, latency and port use of a collective; None for a group of one, which costs nothing.
 
-    An all-reduce takes the ring or the double binary tree, whichever is predicted faster, as NCCL does (E4.2, E4.3,
-    E4.8). All-to-all sends to all peers at once: one latency for each tier it crosses.
+    Of the library's protocols, and for an all-reduce of ring and double binary tree, the one that is predicted fastest
+    is taken, as NCCL does (E4.2, E4.3, E4.8). What a protocol lacks in bandwidth counts as latency. All-to-all sends to
+    all peers at once: one step for each tier it crosses.
     """
     if shape.size <= 1 or payload_bytes <= 0:
         return None
-    factor = 2 if collective is Collective.ALL_REDUCE else 1
+    protocols = PROTOCOLS.get(cluster.accelerator.vendor, (PLAIN,))
+    ports = ports_of(cluster)
+    found = [
+        _priced(collective, payload_bytes, shape, cluster, protocol, is_tree=is_tree)
+        for protocol in protocols
+        for is_tree in (
+            (False, True) if collective is Collective.ALL_REDUCE and _is_switched(shape, cluster) else (False,)
+        )
+    ]
+    return min(found, key=lambda traffic: time_alone_s(traffic, ports))
+
+
+def _is_switched(shape: GroupShape, cluster: Cluster) -> bool:
+    """Whether a tree can run: only switches join every rank to every other."""
+    return all(
+        tier.kind is TierKind.SWITCH or part.members == 1 for tier, part in zip(cluster.tiers, shape.tiers, strict=True)
+    )
+
+
+def _priced(
+    collective: Collective,
+    payload_bytes: int,
+    shape: GroupShape,
+    cluster: Cluster,
+    protocol: Protocol,
+    *,
+    is_tree: bool,
+) -> Traffic:
+    passes = 2 if collective is Collective.ALL_REDUCE else 1
     sent: list[int] = []
-    latency_s = 0.0
-    tree_latency_s = 0.0
+    latency_s = protocol.base_s
     inner = 1
     for tier, part in zip(cluster.tiers, shape.tiers, strict=True):
         members = part.members
+        step_s = tier.latency_s + (protocol.network_step_s if tier.index else protocol.inner_step_s)
         if collective is Collective.ALL_TO_ALL:
             sent.append(_share(payload_bytes, inner * (members - 1), shape.size))
-            latency_s += tier.latency_s * (part.steps if tier.kind is TierKind.TORUS else members > 1)
+            latency_s += step_s * (part.steps if tier.kind is TierKind.TORUS else members > 1)
         else:
-            sent.append(factor * _share(payload_bytes, members - 1, members * inner))
-            latency_s += factor * part.steps * tier.latency_s
-            tree_latency_s += factor * ceil(log2(members)) * tier.latency_s
+            sent.append(passes * _share(payload_bytes, members - 1, members * inner))
+            latency_s += passes * step_s * (ceil(log2(members)) if is_tree else part.steps)
         inner *= members
-    tree_bytes = factor * shape.size / (shape.size - 1)
-    ring = _demands(collective, sent, shape, cluster)
-    if collective is Collective.ALL_REDUCE and tree_latency_s < latency_s:
-        ports = ports_of(cluster)
-        slowest_s = max((count / ports[port].bytes_per_s for port, count in ring), default=0.0)
-        if tree_latency_s + slowest_s * tree_bytes / factor < latency_s + slowest_s:
-            scale = tree_bytes / factor
-            ring = tuple((port, ceil(count * scale)) for port, count in ring)
-            sent = [ceil(count * scale) for count in sent]
-            latency_s = tree_latency_s
+    demands = _demands(collective, sent, shape, cluster)
+    if is_tree:
+        # The busiest rank of a double tree sends 2·S, not 2·(n - 1)/n·S (E4.3).
+        scale = shape.size / (shape.size - 1)
+        sent = [ceil(count * scale) for count in sent]
+        demands = tuple((port, ceil(count * scale)) for port, count in demands)
+    ports = ports_of(cluster)
+    slowest_s = max((count / ports[port].bytes_per_s for port, count in demands), default=0.0)
     return Traffic(
         collective=collective,
         payload_bytes=payload_bytes,
         sent_bytes=sum(sent),
         tier_bytes=tuple(sent),
-        latency_s=latency_s,
-        demands=ring,
+        latency_s=latency_s + slowest_s * (1 / protocol.bandwidth_fraction - 1),
+        demands=demands,
     )
 
 
@@ -135,6 +187,49 @@ def price_send(payload_bytes: int, hop: Hop, cluster: Cluster) -> Traffic:
         tier_bytes=tier_bytes,
         latency_s=hop.steps * tier.latency_s,
         demands=_on_lanes(tier, hop.lanes, payload_bytes, cluster),
+    )
+
+
+def price_ring(chunk_bytes: int, num_steps: int, shape: GroupShape, cluster: Cluster) -> Traffic | None:
+    """Returns bytes, latency and port use of chunks passed on around a ring, as ring attention does (E4.10).
+
+    In each step every rank sends one chunk to its neighbour and waits for all: a rank whose neighbour lies in another
+    domain needs its port for the whole chunk, so the outermost tier sets the pace. On average only 1 / (ranks of the
+    group in a domain) of the chunks leave a domain.
+
+    Args:
+        chunk_bytes: what a rank passes on in one step.
+        num_steps: steps in a row.
+        shape: the group.
+        cluster: its tiers.
+    """
+    if shape.size <= 1 or chunk_bytes <= 0:
+        return None
+    sent = chunk_bytes * num_steps
+    used = [tier.index for tier, part in zip(cluster.tiers, shape.tiers, strict=True) if part.members > 1]
+    tier_bytes = [0] * len(cluster.tiers)
+    demands: dict[int, int] = {}
+    left, latency_s = sent, 0.0
+    inner = 1
+    for tier, part in zip(cluster.tiers, shape.tiers, strict=True):
+        inner *= part.members
+        if tier.index in used:
+            leaving = 0 if tier.index == used[-1] else sent // inner
+            tier_bytes[tier.index], left = left - leaving, leaving
+            latency_s = max(latency_s, tier.latency_s)
+            alone = tier.kind is TierKind.MESH
+            lanes = (
+                tuple(Lane(dim=lane.dim, share=float(tier.size - 1)) for lane in part.lanes) if alone else part.lanes
+            )
+            for port, moved in _on_lanes(tier, lanes, sent, cluster):
+                demands[port] = max(demands.get(port, 0), moved)
+    return Traffic(
+        collective=Collective.SEND,
+        payload_bytes=chunk_bytes,
+        sent_bytes=sent,
+        tier_bytes=tuple(tier_bytes),
+        latency_s=num_steps * latency_s,
+        demands=tuple(sorted(demands.items())),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.cost.blocks import BlockCost, Pricing, accelerator_kernels, price_block
 from simulator.cost.collectives import Port, ports_of
@@ -17,6 +17,7 @@ from simulator.cost.states import (
     state_bytes,
 )
 from simulator.model.layers import Layer, LayerKind, Model
+from simulator.model.tensors import Weight
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh
@@ -39,6 +40,8 @@ class LayerCost:
     """Trained parameters that the rank computes with and reduces over data x context."""
     expert_parameters: int
     """Trained parameters reduced over the experts' own group."""
+    shared_parameters: int = 0
+    """Parameters of another layer of the same rank that it uses too: a tied table, which zero 3 gathers again."""
     replicated_parameters: int
     """Part of the dense ones that every tensor rank holds in full: norms, router, output biases (E4.14)."""
 
@@ -73,6 +76,8 @@ class StageCost:
     """Local part of a token table that first and last stage share."""
     optimizer_s: float
     """Seconds of the update of this stage's share."""
+    optimizer_temporary_bytes: int
+    """Buffers alive only during the update: gradients cast to the type of the master weights (E3.1, fp16 row)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +142,7 @@ def price_stages(
                 num_parameters=same.num_parameters,
                 tied_parameters=same.tied_parameters,
                 optimizer_s=same.optimizer_s,
+                optimizer_temporary_bytes=same.optimizer_temporary_bytes,
             )
         )
     tokens = training.sequence_length * training.micro_batch
@@ -178,12 +184,38 @@ def _price_stage(
     states = state_bytes(stage.weights, degrees, training, vocab_padding=padding)
     return StageCost(
         stage=stage,
-        layers=tuple(layer_costs[layer.kind] for layer in stage.layers),
+        layers=tuple(_with_tied_table(layer_costs[layer.kind], stage, tied) for layer in stage.layers),
         states=states,
         num_parameters=share.dense + share.expert,
         tied_parameters=tied,
         optimizer_s=_optimizer_time_s(stage, states, pricing, training),
+        optimizer_temporary_bytes=_gradient_copy_bytes(stage, pricing, training),
     )
+
+
+def _with_tied_table(layer: LayerCost, stage: Stage, tied_parameters: int) -> LayerCost:
+    """The head holds its own copy of a tied table, or shares that of the embedding where both are on one stage."""
+    if layer.kind is not LayerKind.HEAD or not tied_parameters:
+        return layer
+    if stage.tied_copy is None:
+        return replace(layer, shared_parameters=tied_parameters)
+    return replace(layer, dense_parameters=layer.dense_parameters + tied_parameters)
+
+
+def _gradient_copy_bytes(stage: Stage, pricing: Pricing, training: Training) -> int:
+    """Bytes of the updated gradients in the type of the master weights, if they are kept in a smaller one."""
+    types = training.types
+    if types.master == "none" or types.gradients.bytes >= types.master.bytes:
+        return 0
+    return types.master.bytes * sum(_updated(weight, pricing) for weight in stage.weights if weight.trained)
+
+
+def _updated(weight: Weight, pricing: Pricing) -> int:
+    """Elements of a weight that one rank updates."""
+    degrees = pricing.degrees
+    group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
+    count = local_elements(weight.axes, degrees, vocab_padding=pricing.workload.vocab_padding)
+    return int(shard(count, group, degrees.zero >= 1))
 
 
 def _optimizer_time_s(stage: Stage, states: StateBytes, pricing: Pricing, training: Training) -> float:
@@ -198,7 +230,7 @@ def _optimizer_time_s(stage: Stage, states: StateBytes, pricing: Pricing, traini
     for weight in stage.weights:
         if weight.trained:
             group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
-            updated += shard(local_elements(weight.axes, degrees, vocab_padding=padding), group, degrees.zero >= 1)
+            updated += _updated(weight, pricing)
             if training.optimizer is Optimizer.MUON and is_orthogonalised(weight):
                 ranks = group if degrees.zero >= 1 else 1
                 seconds += _newton_schulz_s(matrix_of(weight, degrees, vocab_padding=padding), pricing) / ranks

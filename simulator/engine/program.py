@@ -167,3 +167,30 @@ class Program:
     """Communicators of all classes."""
     metadata: dict[str, str] = field(default_factory=dict)
     """Free text for traces."""
+
+
+LONGEST_STEP_PS = 30 * 24 * 3600 * PICOSECONDS_PER_SECOND
+"""A month; 64 bits hold 106 days, and sums of waiting times need some of the rest."""
+
+
+def longest_ps(program: Program) -> float:
+    """Returns the time of all tasks of the busiest class one after another, as if alone on the resources.
+
+    In floating point, so that a program too long for the engine's integers can be told before it is run.
+    """
+    capacity = [resource.bytes_per_s for resource in program.resources]
+    longest = 0.0
+    for rank_class in program.classes:
+        calls = np.bincount(rank_class.calls[:, 0], minlength=len(program.routines))
+        slots = [capacity[resource] for resource in rank_class.resources]
+        total = 0.0
+        for routine, times in zip(program.routines, calls.tolist(), strict=True):
+            if times:
+                total += times * sum(_alone_ps(task, slots) for task in routine.tasks)
+        longest = max(longest, total)
+    return longest
+
+
+def _alone_ps(task: Task, capacity: list[float]) -> float:
+    moving_s = max((demand.bytes / capacity[demand.resource] for demand in task.demands), default=0.0)
+    return task.duration_ps + moving_s * PICOSECONDS_PER_SECOND

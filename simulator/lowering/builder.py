@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -191,7 +191,7 @@ class RoutineBuilder:
         if not (self._seconds or self._waits or self._raises) and self.tasks:
             last = self.tasks[-1]
             if last.stream == self.registry.streams.number(COMPUTE_STREAM) and last.records is None:
-                self.tasks[-1] = _replace(last, records=event)
+                self.tasks[-1] = replace(last, records=event)
                 return
         self._emit(records=event)
 
@@ -222,7 +222,7 @@ class RoutineBuilder:
         compute = self.registry.streams.number(COMPUTE_STREAM)
         if not self.tasks or self.tasks[-1].stream != compute:
             self._emit(records=None)
-        self.tasks[-1] = _replace(self.tasks[-1], at_end=self.tasks[-1].at_end + freed)
+        self.tasks[-1] = replace(self.tasks[-1], at_end=self.tasks[-1].at_end + freed)
 
     def blocking(self, exchange: Exchange | None, *, party: Party, category: Category) -> None:
         """Adds a transfer that compute waits for: it stands on the compute stream itself."""
@@ -327,19 +327,4 @@ def _changes(changes: dict[Memory, int] | None) -> tuple[CounterChange, ...]:
         return ()
     return tuple(
         CounterChange(counter=MEMORY.index(counter), delta=int(delta)) for counter, delta in changes.items() if delta
-    )
-
-
-def _replace(task: Task, *, records: int | None = None, at_end: tuple[CounterChange, ...] | None = None) -> Task:
-    return Task(
-        name=task.name,
-        stream=task.stream,
-        category=task.category,
-        duration_ps=task.duration_ps,
-        demands=task.demands,
-        communicator=task.communicator,
-        waits=task.waits,
-        records=task.records if records is None else records,
-        at_start=task.at_start,
-        at_end=task.at_end if at_end is None else at_end,
     )

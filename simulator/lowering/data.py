@@ -10,6 +10,7 @@ from simulator.cost.pricing import LayerCost, StageCost
 from simulator.lowering.builder import Category, Exchange, Memory, RoutineBuilder
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.mesh import Group
+from simulator.parallel.sharding import activation_bytes
 from simulator.parallel.training import Training
 
 DATA_STREAM = "dp"
@@ -30,9 +31,17 @@ class DataLowering:
     reduces_once: bool
     """Whether gradients are reduced after the last microbatch only; else after every one."""
 
+    @property
+    def gathered_element_bytes(self) -> int:
+        """Bytes of a gathered parameter: under zero 3 cast to the compute type before it travels (FSDP, E3.1)."""
+        types = self.training.types
+        if self.zero < 3:
+            return types.parameters.bytes
+        return min(types.parameters.bytes, activation_bytes(types.compute))
+
     def gathers(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
         """Returns the all-gathers of so many parameters of a rank (counted unsharded)."""
-        size = self.training.types.parameters.bytes
+        size = self.gathered_element_bytes
         wanted = ((Group.SHARD, dense), (Group.EXPERT_SHARD, expert))
         return _present(
             (self.transfers.collective(group, Collective.ALL_GATHER, size * count), group) for group, count in wanted
@@ -62,9 +71,9 @@ class DataLowering:
 
     def gathered_bytes(self, layer: LayerCost) -> int:
         """Returns the bytes of a layer's gathered parameters, as far as they are sharded at all (E3.3)."""
-        size = self.training.types.parameters.bytes
+        size = self.gathered_element_bytes
         shapes = self.transfers.mesh.shapes
-        dense = layer.dense_parameters if shapes[Group.SHARD].size > 1 else 0
+        dense = layer.dense_parameters + layer.shared_parameters if shapes[Group.SHARD].size > 1 else 0
         expert = layer.expert_parameters if shapes[Group.EXPERT_SHARD].size > 1 else 0
         return size * (dense + expert)
 
@@ -202,7 +211,7 @@ class Gathers:
 
     def _exchanges(self, position: int) -> list[tuple[Exchange, Group]]:
         layer = self.stage.layers[position]
-        return self.data.gathers(layer.dense_parameters, layer.expert_parameters)
+        return self.data.gathers(layer.dense_parameters + layer.shared_parameters, layer.expert_parameters)
 
     def _event(self, position: int) -> int:
         return self.build.registry.event(f"{self.place} layer {position} is gathered")

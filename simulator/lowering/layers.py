@@ -212,7 +212,9 @@ class _BlockLowering:
             build.compute(seconds, label)
             build.blocking(half, party=Group.CONTEXT, category=Category.CONTEXT)
             return
-        ring = lowering.transfers.ring(sent)
+        # Forward passes K and V on c - 1 times; backward again, and their gradients c times (E4.10).
+        steps = lowering.context_size
+        ring = lowering.transfers.ring(sent, 2 * steps - 1 if backward else steps - 1)
         if ring is None:
             build.compute(seconds, label)
             return
@@ -230,7 +232,6 @@ class _BlockLowering:
             waits=(begun,),
             records=ended,
         )
-        steps = lowering.context_size
         build.compute(seconds * (steps - 1) / steps, label)
         build.wait(ended)
         build.compute(seconds / steps, label)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
 from simulator.cost.pricing import StageCost
+from simulator.cost.states import shard
 from simulator.lowering.builder import (
     BoundaryEnd,
     Category,
@@ -155,8 +156,12 @@ class RoutineWriter:
         self._reduce_replicated(build, chunks)
         self._reduce_tied_table(build, chunks)
         norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
-        build.blocking(norm, party=Group.WORLD, category=Category.OTHER)
+        if norm is not None:
+            build.blocking(norm, party=Group.WORLD, category=Category(norm.axis))
+        temporary = {Memory.TEMPORARY: sum(chunk.cost.optimizer_temporary_bytes for chunk in chunks)}
+        build.hold_all(temporary)
         build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
+        build.free_all(temporary)
         if data.zero in (1, 2) and not training.overlap.dp:
             for chunk in chunks:
                 for exchange, group in data.gathers(*self._totals(chunk.cost, range(len(chunk.cost.layers)))):
@@ -239,8 +244,7 @@ class RoutineWriter:
 
     def _totals(self, stage: StageCost, positions: range | list[int]) -> tuple[int, int]:
         layers = [stage.layers[position] for position in positions]
-        tied = stage.tied_parameters if stage.stage.tied_copy is not None and len(stage.layers) - 1 in positions else 0
-        return sum(layer.dense_parameters for layer in layers) + tied, sum(layer.expert_parameters for layer in layers)
+        return sum(layer.dense_parameters for layer in layers), sum(layer.expert_parameters for layer in layers)
 
     def _bucket_reductions(self, stage: StageCost, bucket: list[int]) -> list[tuple[Exchange, Group]]:
         return self.passes.data.reductions(*self._totals(stage, bucket))
@@ -265,7 +269,9 @@ class RoutineWriter:
         is_first, is_last = chunks[0].cost.stage.index == 0, chunks[-1].cost.stage.tied_copy is not None
         count = chunks[0].cost.tied_parameters
         if pp > 1 and count and (is_first or is_last):
-            exchange = transfers.tied_table(self.passes.training.types.reduce.bytes * count)
+            degrees = transfers.mesh.degrees
+            share = shard(count, degrees.shard_group, degrees.zero >= 2)
+            exchange = transfers.tied_table(self.passes.training.types.reduce.bytes * int(share))
             build.blocking(exchange, party=Tied.TABLE, category=Category.OTHER)
 
 

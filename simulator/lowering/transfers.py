@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from simulator.cost.collectives import Collective, Traffic, price_collective, price_send
+from simulator.cost.collectives import Collective, Traffic, price_collective, price_ring, price_send
 from simulator.lowering.builder import Direction, Exchange
 from simulator.parallel.groups import GroupShape, Lane, TierShape
 from simulator.parallel.mesh import DeviceMesh, Group
@@ -46,17 +46,14 @@ class Transfers:
             return "dp" if degrees.replicas > 1 else "pp" if degrees.pp > 1 else "tp"
         return AXIS_NAMES[group]
 
-    def ring(self, sent_bytes: int) -> Exchange | None:
-        """Returns the sends of a context ring: a rank passes on `sent_bytes` in all, neighbour to neighbour.
-
-        It takes the ways of an all-gather, whose rank sends (c - 1)/c of its payload.
-        """
-        size = self.mesh.shapes[Group.CONTEXT].size
-        if size <= 1:
+    def ring(self, sent_bytes: int, num_steps: int) -> Exchange | None:
+        """Returns the sends of a context ring: `sent_bytes` in equal chunks, one a step, neighbour to neighbour."""
+        chunk = -(-sent_bytes // num_steps)
+        traffic = price_ring(chunk, num_steps, self.mesh.shapes[Group.CONTEXT], self.mesh.cluster)
+        if traffic is None:
             return None
-        return self.collective(
-            Group.CONTEXT, Collective.ALL_GATHER, sent_bytes * size // (size - 1), label=Collective.SEND
-        )
+        total = replace(traffic, payload_bytes=chunk * num_steps)
+        return Exchange(axis="cp", label=Collective.SEND, traffic=total, direction=Direction.BOTH, calls=num_steps)
 
     def message(self, payload_bytes: int, source: int, target: int, direction: Direction) -> Exchange:
         """Returns a message from one pipeline rank to another, as its sender or its receiver sees it."""

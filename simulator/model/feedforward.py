@@ -114,7 +114,7 @@ def _routed(spec: ModelSpec, experts: Experts) -> tuple[Operator, ...]:
     return (
         Streamed(
             name="sort tokens by expert",
-            tokens=Tokens.ROUTED,
+            tokens=Tokens.DISPATCHED,
             features=hidden,
             forward_bytes_per_element=PERMUTE_BYTES,
             backward_bytes_per_element=PERMUTE_BYTES,
@@ -139,12 +139,12 @@ def _routed(spec: ModelSpec, experts: Experts) -> tuple[Operator, ...]:
             weights=down_weights,
             kept=(
                 Kept(name="expert down input", tokens=Tokens.ROUTED, features=ffn, element=Element.GEMM_INPUT),
-                Kept(name="expert output", tokens=Tokens.ROUTED, features=hidden),
+                Kept(name="expert output", tokens=Tokens.DISPATCHED, features=hidden),
             ),
         ),
         Streamed(
             name="weigh and unsort tokens",
-            tokens=Tokens.ROUTED,
+            tokens=Tokens.DISPATCHED,
             features=hidden,
             forward_bytes_per_element=PERMUTE_BYTES,
             backward_bytes_per_element=PERMUTE_BYTES,

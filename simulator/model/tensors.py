@@ -35,8 +35,10 @@ class Tokens(StrEnum):
     """All tokens of the context rank: between the tensor collectives, where features are split."""
     SEQUENCE = "sequence"
     """Norms, dropout, residual: split over the tensor group with sequence parallelism, else replicated."""
+    DISPATCHED = "dispatched"
+    """Copies of tokens that a rank sends to experts and gets back from them (top_k a token)."""
     ROUTED = "routed"
-    """Copies of tokens at the experts that they were routed to (top_k a token)."""
+    """Copies of tokens at the experts: those dispatched to a rank, gathered over the expert tensor group."""
 
 
 class Element(StrEnum):

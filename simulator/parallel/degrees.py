@@ -91,7 +91,8 @@ def resolve_degrees(layout: Layout, *, devices: int) -> Degrees:
         ep=layout.ep,
         etp=layout.etp,
         zero=layout.zero,
-        shard_group=dp * layout.cp if layout.shard_group == "auto" else layout.shard_group,
+        # Nothing is sharded under zero 0, so its gradients are reduced over all replicas at once.
+        shard_group=dp * layout.cp if layout.shard_group == "auto" or layout.zero == 0 else layout.shard_group,
     )
 
 

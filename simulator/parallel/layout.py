@@ -32,7 +32,7 @@ class ContextMethod(StrEnum):
 
 
 class Layout(BaseModel):
-    """How the job is cut into ranks. `auto` values are filled by `resolve_layout`."""
+    """How the job is cut into ranks. `auto` values are filled by `resolve_degrees`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +43,7 @@ class Layout(BaseModel):
     dp: Degree | Literal["auto"] = Field("auto", description="Data parallel degree: devices / (tp * cp * pp).")
     cp: Degree = Field(1, description="Context parallel degree.")
     cp_method: ContextMethod = Field(ContextMethod.RING, description="Context parallel attention.")
-    ep: Degree = Field(1, description="Expert parallel degree; the expert groups lie inside the data x context ranks.")
+    ep: Degree = Field(1, description="Expert parallel degree; cut out of all ranks of a stage (tp x cp x dp).")
     etp: Degree = Field(1, description="Expert tensor parallel degree: each expert's matrices split over it.")
     zero: Annotated[int, Field(ge=0, le=3)] = Field(
         0, description="0 replicate, 1 shard optimizer state, 2 + gradients, 3 + parameters (FSDP)."

@@ -11,7 +11,7 @@ from simulator.cluster.spec import TierKind
 from simulator.cluster.torus import coordinates, slice_of
 from simulator.errors import SimulatorFault
 from simulator.parallel.degrees import Degrees, resolve_degrees
-from simulator.parallel.groups import Digits, GroupShape, Lane, count_of, merge, shape_of, take
+from simulator.parallel.groups import Digits, GroupShape, Lane, merge, shape_of, take
 from simulator.parallel.layout import Axis, Layout
 
 
@@ -86,10 +86,7 @@ class DeviceMesh:
     @property
     def devices_spanned(self) -> int:
         """Devices of the cluster in the domains that the job touches, used or not."""
-        ranks = int(self.degrees.devices)
-        return max(
-            -(-ranks // domain) * tier.size for tier, domain in zip(self.cluster.tiers, self.domains, strict=True)
-        )
+        return spanned_devices(self.cluster, self.domains, int(self.degrees.devices))
 
 
 def build_mesh(layout: Layout, degrees: Degrees, cluster: Cluster, *, has_experts: bool = True) -> DeviceMesh:
@@ -146,7 +143,7 @@ def group_digits(
     data-parallel ranks; with `ep` after `dp` in the order the expert ranks come last instead.
     """
     by_axis: dict[Axis, Digits] = {axis: merge(((degree, stride),)) for axis, degree, stride in axes}
-    stage = stage_digits(axes)
+    stage = merge(stage_digits(axes))
     replicas = merge(
         tuple((degree, stride) for axis, degree, stride in axes if axis in (Axis.CONTEXT, Axis.DATA) and degree > 1)
     )
@@ -255,6 +252,7 @@ def _torus_hop(source: int, target: int, box: tuple[int, ...], wrap: tuple[bool,
     return tuple(lanes), steps
 
 
-def ranks_in(digits: Digits) -> int:
-    """Returns the number of ranks of a group."""
-    return count_of(digits)
+def spanned_devices(cluster: Cluster, domains: tuple[int, ...], ranks: int) -> int:
+    """Returns the devices of the domains that so many ranks touch; the last tier joins them and has one domain."""
+    inner = zip(cluster.tiers[:-1], domains[:-1], strict=True)
+    return max((-(-ranks // domain) * tier.size for tier, domain in inner), default=ranks)

@@ -16,7 +16,7 @@ from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.case import Case, Check
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.layout import Layout
-from simulator.parallel.mesh import axis_strides, group_digits, place
+from simulator.parallel.mesh import axis_strides, group_digits, place, spanned_devices
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
     expert_degree_divides_experts,
@@ -29,6 +29,7 @@ from simulator.parallel.shape_rules import (
     tensor_degree_divides_mlp,
     tensor_degree_matches_kv_heads,
     ulysses_divides_heads,
+    ulysses_shares_kv_heads,
 )
 from simulator.parallel.step_rules import (
     batch_fills_microbatches,
@@ -43,6 +44,7 @@ from simulator.parallel.step_rules import (
     recomputed_layers_exist,
     shard_group_divides_replicas,
     sharded_state_is_updated_in_shards,
+    step_is_short_enough,
 )
 from simulator.parallel.training import Training
 from simulator.schedule import schedule_violations
@@ -55,12 +57,14 @@ RULES: tuple[Callable[[Case], Check], ...] = (
     context_degree_divides_sequence,
     sequence_parallel_divides_sequence,
     ulysses_divides_heads,
+    ulysses_shares_kv_heads,
     expert_degree_needs_experts,
     expert_degree_divides_experts,
     expert_tensor_degree_divides_expert_mlp,
     expert_groups_fill_the_stage,
     experts_need_sequence_parallelism,
     batch_fills_microbatches,
+    step_is_short_enough,
     layers_fill_stages,
     listed_stages_hold_all_layers,
     inner_stages_hold_layers,
@@ -100,7 +104,7 @@ def cluster_has_enough_domains(case: Case) -> Check:
     axes = axis_strides(case.layout, case.degrees)
     domains, _ = place(axes, case.layout, case.cluster, has_experts=case.model.experts is not None)
     tier, used = case.cluster.tiers[0], domains[0]
-    needed = -(-case.devices // used) * tier.size
+    needed = spanned_devices(case.cluster, domains, case.devices)
     return Check(
         holds=needed <= max(case.cluster.num_devices, tier.size),
         path="devices",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from functools import reduce
 from operator import and_
 
+import numpy as np
+
 from simulator.parallel.case import Case, Check, divisors
 from simulator.parallel.layout import ContextMethod
 
@@ -54,14 +56,17 @@ def tensor_degree_divides_mlp(case: Case) -> Check:
 
 
 def context_degree_divides_sequence(case: Case) -> Check:
-    """Two chunks for each context rank (zigzag, E4.10) divide the sequence."""
+    """The context ranks divide the sequence; in a ring into two chunks each (zigzag, E4.10)."""
     s, cp = case.training.sequence_length, case.degrees.cp
+    chunks = 2 if case.layout.cp_method is ContextMethod.RING else 1
     return Check(
-        holds=(cp == 1) | (s % (2 * cp) == 0),
+        holds=(cp == 1) | (s % (chunks * cp) == 0),
         path="layout.cp",
-        problem=lambda: f"2 * {cp} does not divide training.sequence_length, which is {s}",
-        why="each context rank takes two chunks of the sequence, one from each end, to balance causal attention",
-        mend=lambda: f"set training.sequence_length to a multiple of {2 * cp}, or layout.cp to 1",
+        problem=lambda: f"{chunks} * {cp} does not divide training.sequence_length, which is {s}",
+        why="each context rank takes two chunks of the sequence, one from each end, to balance causal attention"
+        if chunks > 1
+        else "each context rank takes an equal part of the sequence",
+        mend=lambda: f"set training.sequence_length to a multiple of {chunks * cp}, or layout.cp to 1",
     )
 
 
@@ -69,7 +74,8 @@ def sequence_parallel_divides_sequence(case: Case) -> Check:
     """The tensor ranks split the tokens of a context rank evenly."""
     s, cp, sequence = case.training.sequence_length, case.degrees.cp, case.degrees.sequence
     return Check(
-        holds=s % (cp * sequence) == 0,
+        # Where cp alone does not divide, `context_degree_divides_sequence` has its word.
+        holds=(s % cp != 0) | (s % (cp * sequence) == 0),
         path="layout.tp",
         problem=lambda: (
             f"cp * tp = {cp * sequence} does not divide training.sequence_length, which is {s}, "
@@ -89,6 +95,25 @@ def ulysses_divides_heads(case: Case) -> Check:
         problem=lambda: f"tp * cp = {tp * cp} does not divide model.heads, which is {heads}, with cp_method ulysses",
         why="Ulysses gives each context rank a whole number of heads (Jacobs 2023)",
         mend=lambda: "set layout.cp_method to ring, or choose tp * cp that divides the heads",
+    )
+
+
+def ulysses_shares_kv_heads(case: Case) -> Check:
+    """Key-value heads are dealt out or copied evenly to the context ranks of Ulysses."""
+    tp, cp = case.degrees.tp, case.degrees.cp
+    kv_heads = case.model.heads if case.model.latent_attention else case.model.key_value_heads
+    local = kv_heads // np.minimum(tp, kv_heads)
+    return Check(
+        holds=(case.layout.cp_method is not ContextMethod.ULYSSES)
+        | (local % cp == 0)
+        | (cp % np.maximum(local, 1) == 0),
+        path="layout.cp",
+        problem=lambda: (
+            f"{cp} neither divides the {local} key-value heads of a tensor rank nor is a multiple of them, "
+            "with cp_method ulysses"
+        ),
+        why="Ulysses deals key-value heads out evenly, or copies each to the same number of context ranks",
+        mend=lambda: "set layout.cp_method to ring, or choose a cp that divides the key-value heads",
     )
 
 
@@ -133,11 +158,15 @@ def expert_groups_fill_the_stage(case: Case) -> Check:
     d = case.degrees
     stage = d.tp * d.cp * d.dp
     return Check(
-        holds=stage % (d.ep * d.etp) == 0,
+        holds=(case.model.experts is None) | (stage % (d.ep * d.etp) == 0),
         path="layout.ep",
         problem=lambda: f"ep * etp = {d.ep * d.etp} does not divide the {stage} ranks of a stage (tp * cp * dp)",
         why="the ranks of a pipeline stage are dealt out evenly to expert groups",
-        mend=lambda: f"set layout.ep to one of {divisors(stage // max(1, case.layout.etp))}",
+        mend=lambda: (
+            f"set layout.ep to one of {divisors(stage // d.etp)}"
+            if stage % d.etp == 0
+            else f"set layout.etp to one of {divisors(stage)}"
+        ),
     )
 
 

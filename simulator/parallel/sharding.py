@@ -16,7 +16,8 @@ and the tokens of an activation:
 | --- | --- |
 | tensor | b·s / c |
 | sequence | b·s / (c·t) with sequence parallelism, else b·s / c |
-| routed | top_k copies of its share, x imbalance, x t_e after the gather over expert tensor ranks |
+| dispatched | top_k copies of its share, x imbalance |
+| routed | those of all t_e expert tensor ranks |
 
 All functions take whole numbers or arrays of candidates.
 """
@@ -115,8 +116,9 @@ def local_tokens(tokens: Tokens, workload: Workload, degrees: Degrees) -> Int:
             return context_share
         case Tokens.SEQUENCE:
             return context_share // degrees.sequence
-        case Tokens.ROUTED:
-            copies = context_share // degrees.sequence * workload.top_k * degrees.etp
+        case Tokens.DISPATCHED | Tokens.ROUTED:
+            gathered = degrees.etp if tokens is Tokens.ROUTED else 1
+            copies = context_share // degrees.sequence * workload.top_k * gathered
             if workload.expert_imbalance == 1:
                 return copies
             scaled = np.ceil(copies * workload.expert_imbalance)

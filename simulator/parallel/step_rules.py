@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from simulator.model.spec import Positions
 from simulator.parallel.case import Case, Check, divisors
+from simulator.parallel.degrees import num_microbatches
 from simulator.parallel.layout import DEFAULT_ORDER, Axis
 from simulator.parallel.training import FullRecompute
+
+MAX_PASSES = 20_000_000
+"""Forward and backward passes of all pipeline ranks in a step."""
 
 
 def degrees_multiply_to_devices(case: Case) -> Check:
@@ -43,6 +47,20 @@ def batch_fills_microbatches(case: Case) -> Check:
             f"set training.global_batch to a multiple of {per_microbatch}, for example "
             f"{max(1, batch // per_microbatch) * per_microbatch}"
         ),
+    )
+
+
+def step_is_short_enough(case: Case) -> Check:
+    """The passes of a step can be simulated one by one."""
+    d = case.degrees
+    microbatches = num_microbatches(case.training, d)
+    passes = 2 * microbatches * d.pp * d.vpp
+    return Check(
+        holds=passes <= MAX_PASSES,
+        path="training.global_batch",
+        problem=lambda: f"{microbatches} microbatches on {d.pp * d.vpp} stages are {passes} passes",
+        why=f"every pass of a step is simulated, and more than {MAX_PASSES} would take minutes and gigabytes",
+        mend=lambda: "lower training.global_batch: a step repeats itself long before that",
     )
 
 
@@ -139,14 +157,16 @@ def positions_cover_the_sequence(case: Case) -> Check:
 
 def recomputed_layers_exist(case: Case) -> Check:
     """Full recompute of more layers than a stage has makes no sense."""
-    recompute = case.training.recompute
+    recompute, stages = case.training.recompute, case.layout.stages
     count = recompute.full_layers if isinstance(recompute, FullRecompute) else 0
+    num_stages = case.degrees.pp * case.degrees.vpp
+    most = -(-case.model.layers // num_stages) if stages == "auto" else max(stages, default=0)
     return Check(
-        holds=count <= case.model.layers,
+        holds=count <= most,
         path="training.recompute.full_layers",
-        problem=lambda: f"{count} layers of each stage, but the model has only {case.model.layers}",
+        problem=lambda: f"{count} layers of each stage, but no stage has more than {most}",
         why="only layers that exist can be recomputed",
-        mend=lambda: "lower full_layers, or set training.recompute to full",
+        mend=lambda: f"set full_layers to at most {most}, or training.recompute to full",
     )
 
 

@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-MAX_TOKENS = 1 << 40
+MAX_TOKENS = 1 << 30
+"""Longest sequence, in tokens."""
+MAX_SEQUENCES = 1 << 30
+"""Largest batch, in sequences."""
 
 
 class Dtype(StrEnum):
@@ -104,8 +107,8 @@ class Training(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sequence_length: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = Field(description="Tokens of a sequence.")
-    global_batch: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = Field(description="Sequences of a step.")
-    micro_batch: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = Field(1, description="Sequences of a microbatch.")
+    global_batch: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] = Field(description="Sequences of a step.")
+    micro_batch: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] = Field(1, description="Sequences of a microbatch.")
     precision: Literal["bf16", "fp16", "fp32", "fp8"] | Precision = Field("bf16", description="Recipe or mapping.")
     optimizer: Optimizer = Field(Optimizer.ADAMW, description="Update rule.")
     recompute: Recompute | FullRecompute = Field(Recompute.NONE, description="Activation recomputation.")

@@ -106,6 +106,10 @@ QUANTITIES = (
 )
 
 
+OF_A_STEP = ("step_time_s", "sent_bytes_total")
+"""Quantities that grow with the batch: the best is marked only among steps of the same number of tokens."""
+
+
 def comparison_table(reports: Sequence[Report]) -> list[dict[str, object]]:
     """Returns one row a report: its figures in SI units and the settings in which the scenarios differ.
 
@@ -118,16 +122,20 @@ def comparison_table(reports: Sequence[Report]) -> list[dict[str, object]]:
     for position, report in enumerate(reports):
         row: dict[str, object] = {"scenario": wording.scenario_name(report), "fits": report.memory.fits}
         row |= {quantity.key: quantity.of(report) for quantity in QUANTITIES}
-        row["step_time_ratio"] = report.step.time_s / base_s if base_s else None
+        row["step_time_ratio"] = _time_per_token_s(report) / base_s if base_s else None
         row |= {f"{SETTING_PREFIX}{key}": values[position] for key, values in differences.items()}
         rows.append(row)
     return rows
 
 
 def fastest_s(reports: Sequence[Report]) -> float:
-    """Returns the shortest step time among the reports that fit, or among all if none does; 0 without reports."""
+    """Returns the shortest step time per token among the reports that fit, or among all if none does; 0 without any."""
     fitting = [report for report in reports if report.memory.fits] or reports
-    return min((report.step.time_s for report in fitting), default=0.0)
+    return min((_time_per_token_s(report) for report in fitting), default=0.0)
+
+
+def _time_per_token_s(report: Report) -> float:
+    return report.step.time_s / report.step.tokens
 
 
 def differing_settings(reports: Sequence[Report]) -> dict[str, list[object]]:
@@ -235,7 +243,7 @@ def _fits(reports: Sequence[Report]) -> list[str]:
 
 def _ratios(reports: Sequence[Report]) -> list[str]:
     base_s = fastest_s(reports)
-    return [wording.ratio(report.step.time_s, base_s) for report in reports]
+    return [wording.ratio(_time_per_token_s(report), base_s) for report in reports]
 
 
 def _marked(quantity: Quantity, reports: Sequence[Report]) -> tuple[list[str], list[str]]:
@@ -243,7 +251,9 @@ def _marked(quantity: Quantity, reports: Sequence[Report]) -> tuple[list[str], l
     values = [quantity.of(report) for report in reports]
     texts = [quantity.words(value) for value in values]
     candidates = [value for value, report in zip(values, reports, strict=True) if report.memory.fits] or values
-    best = quantity.best(candidates) if quantity.best is not None and len(set(texts)) > 1 else None
+    # Steps of different size are no race.
+    comparable = quantity.key not in OF_A_STEP or len({report.step.tokens for report in reports}) == 1
+    best = quantity.best(candidates) if quantity.best is not None and comparable and len(set(texts)) > 1 else None
     eligible = [report.memory.fits or len(candidates) == len(values) for report in reports]
     chosen = [value == best and allowed for value, allowed in zip(values, eligible, strict=True)]
     marked = [text + (_BEST_MARK if mark else "  ") for text, mark in zip(texts, chosen, strict=True)]

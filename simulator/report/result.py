@@ -110,9 +110,10 @@ class AxisTraffic:
     total_sent_bytes: int
     """Bytes that all ranks send in a step."""
     time_s: float
-    """Time of these collectives on the slowest class."""
+    """Time of these collectives on the slowest class, links shared with others (the axis's time, split by their times
+    alone)."""
     exposed_s: float
-    """Part of it that compute waits for, on the slowest class (the axis's exposed time, shared by time)."""
+    """Part of it that compute waits for, on the slowest class (the axis's exposed time, split likewise)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

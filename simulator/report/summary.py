@@ -67,7 +67,9 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
             rank_classes=len(simulated.step.program.classes),
             wall_s=simulated.wall_s,
         ),
-        warnings=warnings_of(simulated.scenario, simulated.mesh, step, memory),
+        warnings=warnings_of(
+            simulated.scenario, simulated.mesh, step, memory, num_parameters=simulated.model.num_parameters
+        ),
     )
 
 

@@ -124,7 +124,7 @@ def _print_levers(report: Report, console: Console) -> None:
     if not memory.levers:
         return
     helps = any(lever.fits for lever in memory.levers)
-    heading(console, "Single changes that make it fit" if helps else "No single change that was tried makes it fit")
+    heading(console, "Single changes tried" if helps else "No single change that was tried makes it fit")
     levers = memory.levers
     now = report.step.time_s
     columns = [

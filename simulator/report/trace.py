@@ -24,7 +24,7 @@ from simulator.errors import SimulatorFault
 if TYPE_CHECKING:
     IntArray = npt.NDArray[np.int64]
 
-DEFAULT_MAX_SPANS = 2_000_000
+DEFAULT_MAX_SPANS = 1_000_000
 _PICOSECONDS_PER_MICROSECOND = 1_000_000
 _SPANS_AT_ONCE = 1 << 15
 

@@ -10,9 +10,13 @@ from simulator.report.result import Memory, Step
 LARGE_BUBBLE = 0.25
 LARGEST_PUBLISHED_PARAMETERS = 2e12
 NEARLY_FULL = 0.95
+VALIDATED_KERNELS = ("a100", "h100")
+"""Accelerators with rows in docs/accuracy.md."""
 
 
-def warnings_of(scenario: Scenario, mesh: DeviceMesh, step: Step, memory: Memory) -> tuple[str, ...]:
+def warnings_of(
+    scenario: Scenario, mesh: DeviceMesh, step: Step, memory: Memory, *, num_parameters: int
+) -> tuple[str, ...]:
     """Returns the warnings of a report, most important first."""
     found: list[str] = []
     tier, domain = mesh.cluster.tiers[0], mesh.domains[0]
@@ -44,6 +48,12 @@ def warnings_of(scenario: Scenario, mesh: DeviceMesh, step: Step, memory: Memory
     unverified = [tier.name for tier in scenario.cluster.tiers if not tier.bandwidth.verified]
     if unverified:
         found.append(f"bandwidth of {', '.join(unverified)} is not read from its source (see `shardsim show clusters`)")
-    if (scenario.model.layers * scenario.model.hidden**2) > LARGEST_PUBLISHED_PARAMETERS:
+    if num_parameters > LARGEST_PUBLISHED_PARAMETERS:
         found.append("far larger than any published run: nothing measured supports the times of this size")
+    if scenario.model.experts is not None:
+        found.append("no run with experts has been compared (docs/accuracy.md); routing is taken as balanced")
+    if not scenario.cluster.accelerator.kernels.startswith(VALIDATED_KERNELS):
+        found.append(
+            f"no run on {scenario.cluster.accelerator.name} has been compared: its kernel rates are extrapolated"
+        )
     return tuple(found)

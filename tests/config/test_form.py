@@ -149,7 +149,12 @@ def test_absurd_numbers_are_one_short_problem(tmp_path: Path, value: str) -> Non
 
 @pytest.mark.parametrize(
     "line",
-    ["gradient_bucket_elements: 1e30", "step_overhead: 1e40 s", "device_context: 1e900 GB", "device_context: 1e40 EB"],
+    [
+        "gradient_bucket_elements: 1e30",
+        "communicator_buffers: 1e40 EB",
+        "device_context: 1e900 GB",
+        "device_context: 1e40 EB",
+    ],
 )
 def test_numbers_without_bound_are_bounded(tmp_path: Path, line: str) -> None:
     message = refused(tmp_path, SCENARIO + f"assumptions:\n  {line}\n")

@@ -95,7 +95,7 @@ def test_a_run_takes_6nd(record: Record) -> None:
     name = record.id.removeprefix("flops.run.")
     whole = model(name, 2048)
     assert whole.num_parameters == record.inputs["parameters"]
-    training = Training(sequence_length=2048, global_batch=record.inputs["tokens"] // 2048)
+    training = Training(sequence_length=20_000, global_batch=record.inputs["tokens"] // 20_000)
     assert record.agrees_with(step_flops(whole, NOTHING_RECOMPUTED, training, FlopsConvention.SIX_N).model)
 
 

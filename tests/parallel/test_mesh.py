@@ -257,7 +257,7 @@ def test_a_rack_of_72_takes_64_ranks_of_powers_of_two() -> None:
     cluster = build_cluster(spec(tier("nvl", "switch", 72), tier("ib", "switch", 7200)))
     mesh = build_mesh(Layout(tp=8, pp=4), degrees(tp=8, dp=16, pp=4), cluster)
     assert mesh.domains == (64, 512)
-    assert mesh.devices_spanned == 7200
+    assert mesh.devices_spanned == 8 * 72
     given_ = build_mesh(Layout(tp=8, pp=4, devices_per_domain=32), degrees(tp=8, dp=16, pp=4), cluster)
     assert given_.domains == (32, 512)
 

@@ -178,8 +178,10 @@ def test_auto_values_are_filled_in() -> None:
     assert (cut.devices, cut.replicas, cut.expert_replicas) == (96, 8, 16)
     # Experts are sharded over all that hold the same ones (E3.2), in shard groups over at most as many ranks.
     assert cut.expert_shard_group == 16
-    assert resolve_degrees(Layout(tp=4, cp=2, pp=3, ep=2, shard_group=4), devices=96).expert_shard_group == 4
-    assert resolve_degrees(Layout(dp=16, ep=8, shard_group=8), devices=16).expert_shard_group == 2
+    assert resolve_degrees(Layout(tp=4, cp=2, pp=3, ep=2, zero=1, shard_group=4), devices=96).expert_shard_group == 4
+    assert resolve_degrees(Layout(dp=16, ep=8, zero=1, shard_group=8), devices=16).expert_shard_group == 2
+    # Nothing is sharded under zero 0.
+    assert resolve_degrees(Layout(tp=4, cp=2, pp=3, shard_group=4), devices=96).shard_group == 8
     assert resolve_degrees(Layout(tp=4, sp=False), devices=8).sequence == 1
     assert resolve_degrees(Layout(tp=1), devices=8).sequence == 1
 

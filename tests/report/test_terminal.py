@@ -71,7 +71,7 @@ def test_active_parameters_are_named_where_they_differ() -> None:
 
 
 def test_levers_are_shown_only_if_it_does_not_fit() -> None:
-    lines = section(printed(too_large()), "Single changes that make it fit")
+    lines = section(printed(too_large()), "Single changes tried")
     assert lines[2].split() == [
         "training.recompute:",
         "selective",

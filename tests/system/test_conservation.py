@@ -7,24 +7,29 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from simulator.config.scenario import Scenario
+from simulator.cost.blocks import BlockCost, ComputeTime
+from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category
+from simulator.lowering.passes import recompute_of
+from simulator.model.layers import LayerKind
 from simulator.model.tensors import TensorAxis, Weight
-from simulator.parallel.layout import Layout
+from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.sharding import local_elements
-from simulator.parallel.training import Optimizer
+from simulator.parallel.training import Dtype, Optimizer
 from simulator.report.result import BREAKDOWN_CATEGORIES, MEMORY_CATEGORIES
 from simulator.report.summary import Simulated, summarise
 from simulator.simulate import run_steps
 from tests.system.jobs import scenarios, tiny, tiny_model
 
-often = settings(max_examples=60, deadline=None, derandomize=True)
+often = settings(max_examples=50, deadline=None, derandomize=True)
 
 
 @often
 @given(scenario=scenarios())
+@example(scenario=tiny(tp=4, model=tiny_model(kv_heads=2)))
 def test_shards_sum_to_the_model(scenario: Scenario) -> None:
     """The distinct parts of every weight, without the rows that pad a vocabulary, are the weight."""
     simulated = run_steps(scenario)
@@ -133,7 +138,11 @@ def test_the_engine_moves_the_bytes_that_the_books_say(scenario: Scenario) -> No
     by_class = simulated.timeline.resource_bytes.reshape(len(counts), ports, 2)
     out, into = ((by_class[:, 0, way] * counts).sum() for way in (0, 1))
     booked = summarise(simulated).communication.by_tier[0].total_bytes
-    assert out == into == booked
+    assert out == into
+    # A context ring waits in every step for the rank whose neighbour is farthest, so its ports are held for longer than
+    # the mean of what its ranks send in a tier.
+    passes_ring = scenario.layout.cp > 1 and scenario.layout.cp_method is ContextMethod.RING
+    assert out >= booked if passes_ring else out == booked
 
 
 @often
@@ -182,6 +191,44 @@ def test_time_adds_up(scenario: Scenario) -> None:
     assert 0 < report.step.mfu <= report.step.hfu or report.step.flops_convention == "6n"
 
 
+@often
+@given(scenario=scenarios())
+def test_every_piece_of_compute_is_done_once_for_each_microbatch(scenario: Scenario) -> None:
+    """Forward, backward, and what is recomputed: as many seconds as the prices of the layers say."""
+    simulated = run_steps(scenario)
+    compute = CATEGORIES.index(Category.COMPUTE)
+    for rank in range(simulated.schedule.pp):
+        wanted_s = 0.0
+        for stage in simulated.schedule.stages_of(rank):
+            layers = simulated.costs.stages[stage].layers
+            first = layers[0].kind is LayerKind.EMBEDDING
+            for place, layer in enumerate(layers):
+                again = recompute_of(layer, place - first, scenario.training)
+                forward_s = sum(part.forward_s for block in layer.blocks for part in _pieces(block))
+                backward_s = sum(part.backward_s for block in layer.blocks for part in _pieces(block))
+                wanted_s += forward_s * (2 if again.whole_forward else 1) + backward_s + again.attention_s
+        done_s = int(simulated.timeline.busy_ps[rank, compute]) / PICOSECONDS_PER_SECOND
+        rounding_s = simulated.timeline.events / PICOSECONDS_PER_SECOND
+        assert done_s == pytest.approx(wanted_s * simulated.schedule.microbatches, rel=1e-9, abs=rounding_s)
+
+
+@often
+@given(scenario=scenarios())
+def test_a_message_is_the_activation_between_two_stages(scenario: Scenario) -> None:
+    """2·s·b·h/c bytes, /t where tensor ranks hold or send a part each. Source: equations.md E4.15, E5.5."""
+    simulated = run_steps(scenario)
+    layout, training, degrees = scenario.layout, scenario.training, simulated.mesh.degrees
+    element = 4 if training.types.compute is Dtype.FP32 else 2
+    tokens = training.sequence_length * training.micro_batch // layout.cp
+    whole = element * tokens * scenario.model.hidden
+    split = degrees.sequence if not scenario.assumptions.scatter_gather else layout.tp
+    messages = sum(simulated.schedule.messages_sent()) * scenario.devices // layout.pp
+    rows = summarise(simulated).communication.by_axis
+    assert sum(row.total_sent_bytes for row in rows if (row.axis, row.collective) == ("pp", "send")) == messages * (
+        -(-whole // split)
+    )
+
+
 def test_a_group_of_one_costs_nothing() -> None:
     for zero in range(4):
         for model in (tiny_model(), tiny_model(tied_embeddings=True, experts=_experts())):
@@ -216,6 +263,10 @@ def test_an_axis_of_one_has_no_rows(scenario: Scenario) -> None:
     for axis in ("tp", "cp", "ep", "pp", "dp"):
         if not sends[axis]:
             assert report.step.breakdown_s[axis] == 0
+
+
+def _pieces(block: BlockCost) -> tuple[ComputeTime, ...]:
+    return block.entry, block.lead, block.attention, block.rest, block.routed, block.exit
 
 
 def _parts(weight: Weight, simulated: Simulated) -> int:

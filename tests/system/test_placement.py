@@ -6,7 +6,7 @@ from collections import Counter
 from itertools import pairwise, product
 from math import prod
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from simulator.cluster import build_cluster
 from simulator.config.scenario import Scenario
@@ -17,7 +17,7 @@ from simulator.parallel.layout import Axis
 from simulator.parallel.mesh import DeviceMesh, Group, build_mesh
 from simulator.schedule import ActionKind
 from simulator.simulate import run_steps
-from tests.system.jobs import scenarios
+from tests.system.jobs import scenarios, tiny, tiny_model
 
 often = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -59,6 +59,7 @@ def test_every_message_between_two_pipeline_ranks_goes_over_the_same_tier(scenar
 
 @often
 @given(scenario=scenarios())
+@example(scenario=tiny(tp=4, pp=4, model=tiny_model(layers=8)))
 def test_every_message_is_booked_on_the_tier_between_its_ranks(scenario: Scenario) -> None:
     """Stages that do the same work share routines only if their neighbours are as far away."""
     simulated = run_steps(scenario)
