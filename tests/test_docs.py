@@ -72,3 +72,16 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str], monke
     code = README.split("```python\n")[1].split("```")[0]
     exec(compile(code, "README.md", "exec"), {})
     assert capsys.readouterr().out
+
+
+def test_the_files_of_the_manual_run(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    names = []
+    for block in text.split("```yaml\n# ")[1:]:
+        name, rest = block.split("\n", 1)
+        (tmp_path / name).write_text(rest.split("```")[0], encoding="utf-8")
+        names.append(name)
+    assert names == ["my-model.yaml", "my-cluster.yaml", "my-scenario.yaml"]
+    for command in ("run", "compare"):
+        result = CliRunner().invoke(app, [command, str(tmp_path / "my-scenario.yaml")])
+        assert result.exit_code == 0, result.output
