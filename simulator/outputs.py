@@ -37,7 +37,7 @@ def check_outputs(files: Mapping[str, str | None], *, inputs: tuple[str, ...] = 
             continue
         seen[same] = option
         if same in {os.path.realpath(each) for each in inputs}:
-            problems.append(_refused(option, name, "is the scenario itself", "name another file"))
+            problems.append(_refused(option, name, "is a file that the scenario is read from", "name another file"))
         elif name != STANDARD_OUTPUT and (obstacle := _obstacle(Path(same))):
             problems.append(_refused(option, name, *obstacle))
     if problems:

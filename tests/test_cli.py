@@ -225,7 +225,7 @@ def test_bad_input_exits_2_with_the_message_and_writes_nothing(tmp_path: Path) -
         (["--json", "."], "is a directory"),
         (["--json", "-", "--csv", "-"], "--csv -: is written by --json too"),
         (["--json", "a", "--csv", "./a"], "--csv ./a: is written by --json too"),
-        (["--trace", "x.yaml"], "--trace x.yaml: is the scenario itself"),
+        (["--trace", "x.yaml"], "--trace x.yaml: is a file that the scenario is read from"),
         (["--json", "y" * 300], "cannot be written: File name too long"),
         (["--json", ""], "is a directory"),
     ],

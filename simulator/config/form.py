@@ -100,11 +100,16 @@ def place_of(root: Node, path: Path_, *, key: bool = False) -> Place:
     for part in path:
         inner = node.child(part)
         if inner is None:
-            return key_place or node.place
+            return _above(key_place, node)
         key_place = node.value[str(part)].key_place if isinstance(node.value, Mapping) else None
         node = inner
     # A mapping below its key is pointed at by the key; a scalar, or a mapping on one line, by itself.
-    return key_place if key_place and (key or isinstance(node.value, Mapping)) else node.place
+    return _above(key_place, node) if key or isinstance(node.value, Mapping) else node.place
+
+
+def _above(key_place: Place | None, node: Node) -> Place:
+    """The key of a mapping, unless the mapping is a file of its own that the key refers to."""
+    return key_place if key_place is not None and key_place.file == node.place.file else node.place
 
 
 def node_at(root: Node, path: Path_) -> Node | None:
