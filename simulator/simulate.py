@@ -8,8 +8,7 @@ from __future__ import annotations
 from time import perf_counter
 
 from simulator.cluster import build_cluster
-from simulator.config.scenario import Scenario, problems_of
-from simulator.cost.calibration import coefficient_violations
+from simulator.config.scenario import Scenario, broken_rules, problems_of
 from simulator.cost.pricing import price_stages
 from simulator.engine import Program, run
 from simulator.engine.program import LONGEST_STEP_PS, longest_ps
@@ -19,7 +18,6 @@ from simulator.model.decoder import build_model
 from simulator.parallel.assumptions import AttentionKernel, CrossEntropy
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
-from simulator.parallel.rules import scenario_violations
 from simulator.parallel.stages import split_into_stages
 from simulator.report.levers import shortened, single_changes
 from simulator.report.result import Lever, Report
@@ -50,11 +48,11 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     cluster = build_cluster(scenario.cluster)
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
     stages = split_into_stages(model, layout, degrees)
-    costs = price_stages(model, stages, mesh, layout, training, assumptions)
+    costs = price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions)
     schedule = build_schedule(
         scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
     )
-    step = lower_step(costs, mesh, schedule, layout, training, assumptions, fold=fold)
+    step = lower_step(costs, schedule, mesh=mesh, layout=layout, training=training, assumptions=assumptions, fold=fold)
     _require_countable(step.program)
     traced = choose_classes(spans_per_class(step.program), max_spans=DEFAULT_MAX_SPANS) if record_spans else False
     timeline = run(step.program, record_spans=traced)
@@ -94,21 +92,6 @@ def simulate_traced(scenario: Scenario) -> tuple[Report, Trace]:
         class_names=tuple(rank_class.name for rank_class in simulated.step.program.classes),
     )
     return summarise(simulated, levers=_levers), trace
-
-
-def broken_rules(scenario: Scenario) -> tuple[Violation, ...]:
-    """Returns every rule that a scenario breaks; empty if it can be simulated."""
-    accelerator = scenario.cluster.accelerator
-    replaced = {name: figure.value for name, figure in accelerator.compute.items()}
-    return coefficient_violations(accelerator.kernels, replaced) + scenario_violations(
-        scenario.model,
-        scenario.cluster,
-        scenario.devices,
-        scenario.layout,
-        scenario.schedule,
-        scenario.training,
-        scenario.assumptions,
-    )
 
 
 def _require_valid(scenario: Scenario) -> None:

@@ -19,7 +19,7 @@ from simulator.cost.calibration import coefficient_violations
 from simulator.errors import Problem, ScenarioError, Violation
 from simulator.parallel.rules import scenario_violations
 
-__all__ = ["Scenario", "input_files", "problems_of", "read_scenario", "read_variants"]
+__all__ = ["Scenario", "broken_rules", "input_files", "problems_of", "read_scenario", "read_variants"]
 
 _REFERENCES = {"model": Kind.MODELS, "cluster": Kind.CLUSTERS}
 
@@ -225,19 +225,16 @@ def _scenario(filled: ScenarioForm, origin: Origin) -> Scenario:
     return Scenario(**values, origin=origin)
 
 
-def _broken_rules(scenario: Scenario, origin: Origin) -> list[Problem]:
+def broken_rules(scenario: Scenario) -> tuple[Violation, ...]:
+    """Returns every rule that a scenario breaks; empty if it can be simulated."""
     accelerator = scenario.cluster.accelerator
-    coefficients = {name: figure.value for name, figure in accelerator.compute.items()}
+    replaced = {name: figure.value for name, figure in accelerator.compute.items()}
+    return coefficient_violations(accelerator.kernels, replaced) + scenario_violations(scenario)
+
+
+def _broken_rules(scenario: Scenario, origin: Origin) -> list[Problem]:
     try:
-        violations = coefficient_violations(accelerator.kernels, coefficients) + scenario_violations(
-            scenario.model,
-            scenario.cluster,
-            scenario.devices,
-            scenario.layout,
-            scenario.schedule,
-            scenario.training,
-            scenario.assumptions,
-        )
+        violations = broken_rules(scenario)
     except ScenarioError as error:
         violations = tuple(each.violation if isinstance(each, Problem) else each for each in error.problems)
     return _with_places(violations, origin)

@@ -109,6 +109,7 @@ def workload_of(model: Model, training: Training, assumptions: Assumptions) -> W
 def price_stages(
     model: Model,
     stages: tuple[Stage, ...],
+    *,
     mesh: DeviceMesh,
     layout: Layout,
     training: Training,

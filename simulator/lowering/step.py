@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from simulator.lowering.builder import (
     MEMORY,
     Exchange,
     Memory,
+    Names,
     Registry,
     WrittenRoutine,
 )
@@ -53,20 +54,20 @@ class LoweredStep:
 
 def lower_step(
     costs: StageCosts,
-    mesh: DeviceMesh,
     schedule: PipelineSchedule,
+    *,
+    mesh: DeviceMesh,
     layout: Layout,
     training: Training,
     assumptions: Assumptions,
-    *,
     fold: bool = True,
 ) -> LoweredStep:
     """Returns the program of one step.
 
     Args:
         costs: prices of the stages.
-        mesh: groups and places.
         schedule: order of actions on every pipeline rank.
+        mesh: groups and places.
         layout: how attention is split over context ranks.
         training: the recipe.
         assumptions: constants.
@@ -76,185 +77,168 @@ def lower_step(
     members = folded_members(mesh) if fold else single_members(mesh)
     registry = Registry()
     registry.streams.number(COMPUTE_STREAM)
-    writer = _writer(costs, mesh, layout, training, assumptions, registry, members)
-    routines: list[WrittenRoutine] = []
-    numbers: dict[object, int] = {}
-    calls: list[npt.NDArray[np.int32]] = []
-
-    for rank in range(schedule.pp):
-        chunks = _chunks(costs, schedule, rank)
-        calls.append(_calls(schedule, rank, chunks, writer, routines, numbers))
-    program = _program(costs, mesh, schedule, assumptions, registry, members, routines, calls)
-    return LoweredStep(
-        program=program,
-        pipeline_ranks=members.pipeline_ranks,
-        exchanges=tuple(written.exchanges for written in routines),
-    )
-
-
-def _writer(
-    costs: StageCosts,
-    mesh: DeviceMesh,
-    layout: Layout,
-    training: Training,
-    assumptions: Assumptions,
-    registry: Registry,
-    members: Membership,
-) -> RoutineWriter:
     transfers = Transfers(mesh)
-    layers = LayerLowering(
-        transfers=transfers,
-        overlap=training.overlap,
-        context_method=layout.cp_method,
-        tp_chunks=assumptions.tp_overlap_chunks,
-        loss_bytes=costs.loss_bytes,
-    )
-    data = DataLowering(
-        transfers=transfers,
+    passes = PassLowering(
+        layers=LayerLowering(
+            transfers=transfers,
+            overlap=training.overlap,
+            context_method=layout.cp_method,
+            tp_chunks=assumptions.tp_overlap_chunks,
+            loss_bytes=costs.loss_bytes,
+        ),
         training=training,
-        zero=int(mesh.degrees.zero),
-        prefetch=assumptions.fsdp_prefetch_layers,
-        reduces_once=mesh.degrees.zero < 2
-        or (mesh.degrees.zero == 2 and assumptions.zero2_reduction is GradientReduction.LAST_MICROBATCH),
+        data=DataLowering(
+            transfers=transfers,
+            training=training,
+            zero=int(mesh.degrees.zero),
+            prefetch=assumptions.fsdp_prefetch_layers,
+            reduces_once=mesh.degrees.zero < 2
+            or (mesh.degrees.zero == 2 and assumptions.zero2_reduction is GradientReduction.LAST_MICROBATCH),
+        ),
+        boundary_bytes=costs.boundary_bytes,
     )
-    passes = PassLowering(layers=layers, training=training, data=data, boundary_bytes=costs.boundary_bytes)
-    return RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
+    writer = RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
+    lowering = _StepLowering(costs=costs, schedule=schedule, mesh=mesh, members=members, writer=writer)
+    calls = [lowering.calls(rank) for rank in range(schedule.pp)]
+    return LoweredStep(
+        program=lowering.program(calls),
+        pipeline_ranks=members.pipeline_ranks,
+        exchanges=tuple(written.exchanges for written in lowering.routines),
+    )
 
 
-def _chunks(costs: StageCosts, schedule: PipelineSchedule, rank: int) -> tuple[Chunk, ...]:
-    holder = schedule.stage_to_rank
-    last = schedule.num_stages - 1
-    return tuple(
-        Chunk(
-            number=number,
-            cost=costs.stages[stage],
-            rank=rank,
-            previous=holder[stage - 1] if stage > 0 else None,
-            next=holder[stage + 1] if stage < last else None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _StepLowering:
+    """What the parts of a step's program are made from, and the routines written so far."""
+
+    costs: StageCosts
+    schedule: PipelineSchedule
+    mesh: DeviceMesh
+    members: Membership
+    writer: RoutineWriter
+    routines: list[WrittenRoutine] = field(default_factory=list)
+    numbers: dict[object, int] = field(default_factory=dict)
+
+    def calls(self, rank: int) -> npt.NDArray[np.int32]:
+        """Returns the calls of one pipeline rank; stages alike in work and surroundings share routines."""
+        writer, actions = self.writer, self.schedule.ranks[rank]
+        chunks = self._chunks(rank)
+        surroundings = tuple(self._surroundings(chunk) for chunk in chunks)
+        table = np.full((NUM_ACTION_KINDS, len(chunks), 2, 2), -1, dtype=np.int32)
+        for index, chunk in enumerate(chunks):
+            for first, last in MICROBATCH_PLACES:
+                key = (index, surroundings[index], first)
+                table[FORWARD_CODE, index, int(first), int(last)] = self._number(
+                    ("forward", *key), partial(writer.forward, chunk, first=first)
+                )
+                table[BACKWARD_CODE, index, int(first), int(last)] = self._number(
+                    ("backward", *key, last), partial(writer.backward, chunk, first=first, last=last)
+                )
+        kinds, stages, microbatches = actions.T
+        chunk_of = np.searchsorted(np.array(self.schedule.stages_of(rank)), stages)
+        is_first = (microbatches == 0).astype(np.int64)
+        is_last = (microbatches == self.schedule.microbatches - 1).astype(np.int64)
+        passes = np.stack([table[kinds, chunk_of, is_first, is_last], microbatches], axis=1)
+        begin = self._number(("begin", surroundings), partial(writer.begin, chunks))
+        end = self._number(("end", surroundings), partial(writer.end, chunks))
+        return np.concatenate([[[begin, 0]], passes, [[end, 0]]]).astype(np.int32)
+
+    def _number(self, key: object, write: Callable[[], WrittenRoutine]) -> int:
+        """Returns the number of a routine, which is written when it is first asked for."""
+        if key not in self.numbers:
+            self.numbers[key] = len(self.routines)
+            self.routines.append(write())
+        return self.numbers[key]
+
+    def _chunks(self, rank: int) -> tuple[Chunk, ...]:
+        holder = self.schedule.stage_to_rank
+        last = self.schedule.num_stages - 1
+        return tuple(
+            Chunk(
+                number=number,
+                cost=self.costs.stages[stage],
+                rank=rank,
+                previous=holder[stage - 1] if stage > 0 else None,
+                next=holder[stage + 1] if stage < last else None,
+            )
+            for number, stage in enumerate(self.schedule.stages_of(rank))
         )
-        for number, stage in enumerate(schedule.stages_of(rank))
-    )
 
-
-def _calls(
-    schedule: PipelineSchedule,
-    rank: int,
-    chunks: tuple[Chunk, ...],
-    writer: RoutineWriter,
-    routines: list[WrittenRoutine],
-    numbers: dict[object, int],
-) -> npt.NDArray[np.int32]:
-    """The calls of one pipeline rank; stages that do the same work in the same surroundings share routines."""
-    surroundings = tuple(_surroundings(chunk, writer) for chunk in chunks)
-
-    def number(kind: str, key: object, write: Callable[[], WrittenRoutine]) -> int:
-        if (kind, key) not in numbers:
-            numbers[kind, key] = len(routines)
-            routines.append(write())
-        return numbers[kind, key]
-
-    actions = schedule.ranks[rank]
-    stages = np.array(schedule.stages_of(rank))
-    chunk_of = np.searchsorted(stages, actions[:, 1])
-    is_first, is_last = actions[:, 2] == 0, actions[:, 2] == schedule.microbatches - 1
-    table = np.full((NUM_ACTION_KINDS, len(chunks), 2, 2), -1, dtype=np.int32)
-    for index, chunk in enumerate(chunks):
-        for first, last in MICROBATCH_PLACES:
-            key = (index, surroundings[index], first, last)
-            table[FORWARD_CODE, index, int(first), int(last)] = number(
-                "forward", key[:3], partial(writer.forward, chunk, first=first)
-            )
-            table[BACKWARD_CODE, index, int(first), int(last)] = number(
-                "backward", key, partial(writer.backward, chunk, first=first, last=last)
-            )
-    middle = np.stack(
-        [table[actions[:, 0], chunk_of, is_first.astype(np.int64), is_last.astype(np.int64)], actions[:, 2]], axis=1
-    )
-    begin = number("begin", surroundings, partial(writer.begin, chunks))
-    end = number("end", surroundings, partial(writer.end, chunks))
-    return np.concatenate([[[begin, 0]], middle, [[end, 0]]]).astype(np.int32)
-
-
-def _surroundings(chunk: Chunk, writer: RoutineWriter) -> object:
-    """What a chunk's routines depend on beside its number: its work, and the ways to its neighbours."""
-    mesh = writer.passes.data.transfers.mesh
-    hops = tuple(
-        None if other is None else ("local" if other == chunk.rank else mesh.pipeline_hop(*way))
+    def _surroundings(self, chunk: Chunk) -> object:
+        """What a chunk's routines depend on beside its number: its work, and the ways to its neighbours."""
+        ways: list[object] = []
         for other, way in (
             (chunk.previous, (chunk.previous, chunk.rank)),
             (chunk.next, (chunk.rank, chunk.next)),
+        ):
+            if other is None or other == chunk.rank:
+                ways.append(other is None)
+            else:
+                ways.append(self.mesh.pipeline_hop(*way))
+        stage = chunk.cost.stage
+        return stage.key, stage.tied_copy is not None, stage.index == 0, tuple(ways)
+
+    def program(self, calls: list[npt.NDArray[np.int32]]) -> Program:
+        """Returns the program: rank classes with their calls, bound to communicators and resources."""
+        registry, members = self.writer.registry, self.members
+        communicators: list[Communicator] = []
+        names: Names[str] = Names()
+        resources: list[Resource] = []
+        classes: list[RankClass] = []
+        for number, rank in enumerate(members.pipeline_ranks):
+            bound: list[int] = []
+            for party, stream in registry.communicators.numbers:
+                name, participants = members.communicator(party, stream, number, self.schedule)
+                bound.append(names.number(name))
+                if bound[-1] == len(communicators):
+                    communicators.append(Communicator(name=name, participants=participants))
+            ports = self._resources(members.names[number])
+            classes.append(
+                RankClass(
+                    name=members.names[number],
+                    count=members.counts[number],
+                    calls=calls[rank],
+                    resources=tuple(range(len(resources), len(resources) + len(ports))),
+                    communicators=tuple(bound),
+                    initial=self._initial(rank),
+                )
+            )
+            resources += ports
+        return Program(
+            streams=tuple(registry.streams.numbers),
+            categories=tuple(CATEGORIES),
+            counters=tuple(MEMORY),
+            events=tuple(registry.events),
+            num_indices=self.schedule.microbatches,
+            routines=tuple(written.routine for written in self.routines),
+            classes=tuple(classes),
+            resources=tuple(resources),
+            communicators=tuple(communicators),
         )
-    )
-    stage = chunk.cost.stage
-    return stage.key, stage.tied_copy is not None, stage.index == 0, hops
 
-
-def _program(
-    costs: StageCosts,
-    mesh: DeviceMesh,
-    schedule: PipelineSchedule,
-    assumptions: Assumptions,
-    registry: Registry,
-    members: Membership,
-    routines: list[WrittenRoutine],
-    calls: list[npt.NDArray[np.int32]],
-) -> Program:
-    communicators: list[Communicator] = []
-    by_name: dict[str, int] = {}
-    resources: list[Resource] = []
-    classes: list[RankClass] = []
-    for number, rank in enumerate(members.pipeline_ranks):
-        bound: list[int] = []
-        for party, stream in registry.communicators.numbers:
-            name, participants = members.communicator(party, stream, number, schedule)
-            if name not in by_name:
-                by_name[name] = len(communicators)
-                communicators.append(Communicator(name=name, participants=participants))
-            bound.append(by_name[name])
-        first = len(resources)
-        resources += [
+    def _resources(self, class_name: str) -> list[Resource]:
+        """The ports of one class, two directions each: slot 2·port + direction."""
+        tiers = self.mesh.cluster.tiers
+        return [
             Resource(
-                name=f"{members.names[number]} / {mesh.cluster.tiers[port.tier].name}"
-                f"{f' axis {port.dim}' if mesh.cluster.tiers[port.tier].dims else ''} {way}",
+                name=f"{class_name} / {tiers[port.tier].name}"
+                f"{f' axis {port.dim}' if tiers[port.tier].dims else ''} {way}",
                 bytes_per_s=port.bytes_per_s,
             )
-            for port in costs.ports
+            for port in self.costs.ports
             for way in ("out", "in")
         ]
-        classes.append(
-            RankClass(
-                name=members.names[number],
-                count=members.counts[number],
-                calls=calls[rank],
-                resources=tuple(range(first, len(resources))),
-                communicators=tuple(bound),
-                initial=_initial(costs, mesh, schedule, assumptions, rank),
-            )
-        )
-    return Program(
-        streams=tuple(registry.streams.numbers),
-        categories=tuple(CATEGORIES),
-        counters=tuple(MEMORY),
-        events=tuple(registry.events),
-        num_indices=schedule.microbatches,
-        routines=tuple(written.routine for written in routines),
-        classes=tuple(classes),
-        resources=tuple(resources),
-        communicators=tuple(communicators),
-    )
 
-
-def _initial(
-    costs: StageCosts, mesh: DeviceMesh, schedule: PipelineSchedule, assumptions: Assumptions, rank: int
-) -> tuple[int, ...]:
-    """The steady level of each memory category: states, communicator buffers, device context (E3.13)."""
-    states = [costs.stages[stage].states for stage in schedule.stages_of(rank)]
-    groups = sum(shape.size > 1 for group, shape in mesh.shapes.items() if group is not Group.WORLD)
-    pipeline_neighbours = (schedule.pp > 1) * NUM_DIRECTIONS
-    level = dict.fromkeys(Memory, 0)
-    level[Memory.PARAMETERS] = sum(int(state.parameters) for state in states)
-    level[Memory.GRADIENTS] = sum(int(state.gradients) for state in states)
-    level[Memory.OPTIMIZER] = sum(int(state.optimizer) for state in states)
-    level[Memory.COMMUNICATION] = (groups + pipeline_neighbours) * assumptions.communicator_buffers
-    level[Memory.FRAMEWORK] = assumptions.device_context
-    return tuple(level[counter] for counter in MEMORY)
+    def _initial(self, rank: int) -> tuple[int, ...]:
+        """The steady level of each memory category: states, communicator buffers, device context (E3.13)."""
+        states = [self.costs.stages[stage].states for stage in self.schedule.stages_of(rank)]
+        groups = sum(shape.size > 1 for group, shape in self.mesh.shapes.items() if group is not Group.WORLD)
+        pipeline_neighbours = NUM_DIRECTIONS if self.schedule.pp > 1 else 0
+        assumptions = self.writer.assumptions
+        level = dict.fromkeys(Memory, 0)
+        level[Memory.PARAMETERS] = sum(int(state.parameters) for state in states)
+        level[Memory.GRADIENTS] = sum(int(state.gradients) for state in states)
+        level[Memory.OPTIMIZER] = sum(int(state.optimizer) for state in states)
+        level[Memory.COMMUNICATION] = (groups + pipeline_neighbours) * assumptions.communicator_buffers
+        level[Memory.FRAMEWORK] = assumptions.device_context
+        return tuple(level[counter] for counter in MEMORY)

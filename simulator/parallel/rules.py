@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from simulator.cluster import ClusterSpec, build_cluster
+from simulator.cluster import build_cluster
 from simulator.errors import SimulatorFault, Violation
-from simulator.model.spec import ModelSpec
-from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.case import Case, Check
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
-from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import axis_strides, group_digits, place, spanned_devices
+from simulator.parallel.scenario import Scenario
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
     expert_degree_divides_experts,
@@ -46,7 +44,6 @@ from simulator.parallel.step_rules import (
     sharded_state_is_updated_in_shards,
     step_is_short_enough,
 )
-from simulator.parallel.training import Training
 from simulator.schedule import schedule_violations
 
 RULES: tuple[Callable[[Case], Check], ...] = (
@@ -124,38 +121,31 @@ PLACEMENT_RULES: tuple[Callable[[Case], Check], ...] = (groups_fall_on_whole_ste
 """Rules on a layout that the others have passed; for one layout at a time."""
 
 
-def scenario_violations(
-    model: ModelSpec,
-    cluster: ClusterSpec,
-    devices: int,
-    layout: Layout,
-    schedule: str,
-    training: Training,
-    assumptions: Assumptions,  # noqa: ARG001  (part of the signature: no rule looks at them yet)
-) -> tuple[Violation, ...]:
+def scenario_violations(scenario: Scenario) -> tuple[Violation, ...]:
     """Returns every rule that a scenario breaks, in the order of `RULES`; empty if it is valid."""
-    if devices > cluster.devices.value:
+    cluster, layout, training = scenario.cluster, scenario.layout, scenario.training
+    if scenario.devices > cluster.devices.value:
         return (
             Violation(
                 path="devices",
-                problem=f"{devices} devices of cluster {cluster.name}, which has {cluster.devices.value}",
+                problem=f"{scenario.devices} devices of cluster {cluster.name}, which has {cluster.devices.value}",
                 why="a job uses at most all devices of the cluster",
                 mend=f"set devices to at most {cluster.devices.value}, or choose a larger cluster",
             ),
         )
-    degrees = resolve_degrees(layout, devices=devices)
+    degrees = resolve_degrees(layout, devices=scenario.devices)
     case = Case(
-        model=model,
+        model=scenario.model,
         cluster=build_cluster(cluster),
-        devices=devices,
+        devices=scenario.devices,
         layout=layout,
         degrees=degrees,
-        schedule=schedule,
+        schedule=scenario.schedule,
         training=training,
     )
     found = list(_broken(case, RULES))
     microbatches = max(1, num_microbatches(training, degrees))
-    found += schedule_violations(schedule, layout.pp, layout.vpp, microbatches)
+    found += schedule_violations(scenario.schedule, layout.pp, layout.vpp, microbatches)
     return tuple(found) if found else tuple(_broken(case, PLACEMENT_RULES))
 
 

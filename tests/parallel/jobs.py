@@ -69,7 +69,12 @@ def priced(
     cut = resolve_degrees(layout, devices=devices)
     mesh = build_mesh(layout, cut, superpod_cluster() if cluster is None else cluster)
     stages = split_into_stages(model, layout, cut)
-    return Priced(model, mesh, stages, price_stages(model, stages, mesh, layout, training, assumptions))
+    return Priced(
+        model,
+        mesh,
+        stages,
+        price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions),
+    )
 
 
 def pricing(model: Model, cut: Degrees, training: Training, assumptions: Assumptions, layout: Layout) -> Pricing:

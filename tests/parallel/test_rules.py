@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from simulator.cluster import ClusterSpec, build_cluster
 from simulator.errors import Violation
 from simulator.model.spec import Experts, ModelSpec
-from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.case import Case
 from simulator.parallel.degrees import Degrees, candidates, resolve_degrees
 from simulator.parallel.layout import Axis, ContextMethod, Layout
 from simulator.parallel.rules import PLACEMENT_RULES, RULES, scenario_violations
+from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import FullRecompute, Offload, Training
 from tests.cluster.machines import spec as machine_spec
 from tests.cluster.machines import tier
@@ -45,7 +45,15 @@ class Job:
 
     def violations(self) -> tuple[Violation, ...]:
         return scenario_violations(
-            self.model, self.cluster, self.devices, self.layout, self.schedule, self.training, Assumptions()
+            Scenario(
+                name="job",
+                model=self.model,
+                cluster=self.cluster,
+                devices=self.devices,
+                layout=self.layout,
+                schedule=self.schedule,
+                training=self.training,
+            )
         )
 
     def case(self, degrees: Degrees | None = None) -> Case:

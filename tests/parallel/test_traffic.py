@@ -148,7 +148,7 @@ def _step_exchanges(
     job = priced(spec, layout, training, devices=devices, assumptions=assumptions, cluster=cluster)
     microbatches = num_microbatches(training, job.mesh.degrees)
     schedule = build_schedule("1f1b", pp=layout.pp, vpp=1, microbatches=microbatches)
-    step = lower_step(job.costs, job.mesh, schedule, layout, training, assumptions)
+    step = lower_step(job.costs, schedule, mesh=job.mesh, layout=layout, training=training, assumptions=assumptions)
     times = np.bincount(step.program.classes[0].calls[:, 0], minlength=len(step.exchanges)).tolist()
     return [
         (exchange, calls)
