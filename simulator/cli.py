@@ -120,7 +120,8 @@ def run(
         from simulator.report.terminal import print_report
         from simulator.simulate import simulate, simulate_traced
 
-        report, timeline = (simulate(resolved), None) if trace is None else simulate_traced(resolved)
+        with _working(f"simulating {resolved.name}"):
+            report, timeline = (simulate(resolved), None) if trace is None else simulate_traced(resolved)
         json_text = "" if json is None else _json_text(report.to_dict())
         csv_text = "" if csv is None else report_csv(report)
         _write_text("--json", json, json_text)
@@ -160,7 +161,8 @@ def compare(
         from simulator.report.tables import comparison_csv
         from simulator.simulate import simulate_traced
 
-        results = ranked(resolved)
+        with _working(f"simulating {len(resolved)} scenarios"):
+            results = ranked(resolved)
         reports = [report for _, report in results]
         timeline = None if trace is None else simulate_traced(results[0][0])[1]
         everything = {"results": [report.to_dict() for report in reports], "table": comparison_table(reports)}
@@ -218,6 +220,15 @@ def _kind(text: str) -> Listed:
             return kind
     why = "these are the kinds of things that are built in"
     raise ScenarioError([_violation("", f"{text[:40]!r} is not a kind", why, f"write one of {', '.join(Listed)}")])
+
+
+def _working(text: str) -> contextlib.AbstractContextManager[object]:
+    """Shows on a terminal's standard error that something goes on; elsewhere nothing."""
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from rich.console import Console
+
+    return Console(stderr=True).status(text)
 
 
 def _checked_files(files: dict[str, str | None], inputs: Sequence[str]) -> list[str]:

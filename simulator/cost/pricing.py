@@ -134,18 +134,7 @@ def price_stages(
         key = (stage.key, stage.tied_copy is not None)
         if key not in by_key:
             by_key[key] = _price_stage(model, stage, layer_costs, pricing, training)
-        same = by_key[key]
-        priced.append(
-            StageCost(
-                stage=stage,
-                layers=same.layers,
-                states=same.states,
-                num_parameters=same.num_parameters,
-                tied_parameters=same.tied_parameters,
-                optimizer_s=same.optimizer_s,
-                optimizer_temporary_bytes=same.optimizer_temporary_bytes,
-            )
-        )
+        priced.append(replace(by_key[key], stage=stage))
     tokens = training.sequence_length * training.micro_batch
     return StageCosts(
         stages=tuple(priced),
