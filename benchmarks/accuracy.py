@@ -22,7 +22,7 @@ import yaml
 
 from simulator.config.scenario import Scenario, read_scenario
 from simulator.parallel.assumptions import Assumptions
-from simulator.report.result import Report
+from simulator.report.result import ClassMemory, Report
 from simulator.report.summary import summarise
 from simulator.simulate import run_steps
 
@@ -32,11 +32,13 @@ SCENARIOS = HERE.parent / "scenarios"
 PAGE = HERE.parent / "docs" / "accuracy.md"
 BEGIN, END = "<!-- begin: written by benchmarks/accuracy.py -->", "<!-- end -->"
 
-LAYOUT = ("tp", "sp", "pp", "vpp", "dp", "cp", "zero", "stages")
+LAYOUT = ("tp", "sp", "pp", "vpp", "dp", "cp", "cp_method", "zero", "stages")
+ASSUMPTIONS = ("attention_kernel", "cross_entropy")
 TRAINING = ("sequence_length", "global_batch", "micro_batch", "precision", "recompute")
 MEASURES = ("step_time_s", "samples_per_s_per_device", "tokens_per_s_per_device", "sc21_tflops", "model_tflops")
 SC21_VOCAB = 51200
 TERA = 1e12
+GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +63,20 @@ class Result:
     devices: int
     predicted_s: float
     measured_s: float
+    predicted_gib: float
+    """Peak of allocated memory on the fullest rank, what lies outside the allocator left out."""
+    measured_gib: float | None
+    """The same as PyTorch counts it, if the source prints it."""
 
     @property
     def error(self) -> float:
         """(predicted - measured) / measured."""
         return self.predicted_s / self.measured_s - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        """The same for peak memory."""
+        return None if self.measured_gib is None else self.predicted_gib / self.measured_gib - 1
 
 
 def read_groups(runs: Mapping[str, Any]) -> list[Group]:
@@ -92,8 +103,7 @@ def scenario_document(row: Mapping[str, Any]) -> dict[str, Any]:
     document |= {key: row[key] for key in ("model", "cluster", "devices") if key in row}
     document["layout"] |= {key: row[key] for key in LAYOUT if key in row}
     document["training"] |= {key: row[key] for key in TRAINING if key in row}
-    if "attention_kernel" in row:
-        document["assumptions"] = {"attention_kernel": row["attention_kernel"]}
+    document["assumptions"] |= {key: row[key] for key in ASSUMPTIONS if key in row}
     document["training"]["overlap"] = {
         axis: row[f"overlap_{axis}"] for axis in ("dp", "tp") if f"overlap_{axis}" in row
     }
@@ -113,7 +123,19 @@ def simulate_row(row: Mapping[str, Any], folder: Path, overrides: Mapping[str, s
     scenario = read_scenario(path, overrides)
     report = summarise(run_steps(scenario))
     measured_s = measured_step_s(row, scenario, report)
-    return Result(id=row["id"], devices=scenario.devices, predicted_s=report.step.time_s, measured_s=measured_s)
+    return Result(
+        id=row["id"],
+        devices=scenario.devices,
+        predicted_s=report.step.time_s,
+        measured_s=measured_s,
+        predicted_gib=max(_allocated_bytes(entry) for entry in report.memory.classes) / GIB,
+        measured_gib=row.get("allocated_gib"),
+    )
+
+
+def _allocated_bytes(memory: ClassMemory) -> int:
+    """Bytes that PyTorch's allocator counts: all but the device context and the communicators' buffers."""
+    return memory.peak_bytes - memory.steady["framework"] - memory.steady["communication"]
 
 
 def measured_step_s(row: Mapping[str, Any], scenario: Scenario, report: Report) -> float:
@@ -174,13 +196,29 @@ def tables(done: Sequence[tuple[Group, Sequence[Result]]]) -> str:
         lines.append(_summary("all fitted rows", "fit", fitted))
     for group, results in done:
         lines += ["", f"### {group.name}", "", f"Source: {group.source}.", f"Assumed: {'; '.join(group.assumed)}.", ""]
-        lines += ["| run | devices | predicted s | measured s | error |", "| --- | --: | --: | --: | --: |"]
-        lines += [
-            f"| {each.id} | {each.devices:,} | {_seconds(each.predicted_s)} | {_seconds(each.measured_s)} "
-            f"| {100 * each.error:+.1f}% |"
-            for each in results
-        ]
+        has_memory = any(each.measured_gib is not None for each in results)
+        more = " predicted GiB | measured GiB | error |" if has_memory else ""
+        lines.append("| run | devices | predicted s | measured s | error |" + more)
+        lines.append("| --- | --: | --: | --: | --: |" + (" --: | --: | --: |" if has_memory else ""))
+        lines += [_row(each) for each in results]
+        if has_memory:
+            errors = [each.memory_error for each in results if each.memory_error is not None]
+            absolute, bias = fmean(map(abs, errors)), fmean(errors)
+            lines += ["", f"Peak memory: mean absolute error {100 * absolute:.1f}%, bias {100 * bias:+.1f}%."]
     return "\n".join(lines) + "\n"
+
+
+def _row(result: Result) -> str:
+    cells = [
+        result.id,
+        f"{result.devices:,}",
+        _seconds(result.predicted_s),
+        _seconds(result.measured_s),
+        f"{100 * result.error:+.1f}%",
+    ]
+    if result.measured_gib is not None and result.memory_error is not None:
+        cells += [f"{result.predicted_gib:.2f}", f"{result.measured_gib:.2f}", f"{100 * result.memory_error:+.1f}%"]
+    return f"| {' | '.join(cells)} |"
 
 
 def _summary(name: str, used_for: str, results: Sequence[Result]) -> str:

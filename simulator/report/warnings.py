@@ -10,7 +10,7 @@ from simulator.report.result import Memory, Step
 LARGE_BUBBLE = 0.25
 LARGEST_PUBLISHED_PARAMETERS = 2e12
 NEARLY_FULL = 0.95
-VALIDATED_KERNELS = ("a100", "h100")
+VALIDATED_KERNELS = ("a100", "h100", "b200")
 """Accelerators with rows in docs/accuracy.md."""
 
 
