@@ -8,24 +8,24 @@ from __future__ import annotations
 from time import perf_counter
 
 from simulator.cluster import build_cluster
-from simulator.config.scenario import Scenario, broken_rules, problems_of
+from simulator.config.scenario import Scenario, problems_of
 from simulator.cost.pricing import price_stages
-from simulator.engine import Program, run
-from simulator.engine.program import LONGEST_STEP_PS, longest_ps
-from simulator.errors import ScenarioError, Violation
+from simulator.cost.validity import broken_rules
+from simulator.engine import run
+from simulator.errors import ScenarioError
 from simulator.lowering.step import lower_step
 from simulator.model.decoder import build_model
 from simulator.parallel.assumptions import AttentionKernel, CrossEntropy
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
 from simulator.parallel.stages import split_into_stages
-from simulator.report.levers import shortened, single_changes
+from simulator.report.levers import tried_changes
 from simulator.report.result import Lever, Report
 from simulator.report.summary import Simulated, summarise
 from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
 from simulator.schedule import build_schedule
 
-__all__ = ["broken_rules", "run_steps", "simulate", "simulate_traced"]
+__all__ = ["run_steps", "simulate", "simulate_traced"]
 
 
 def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = True) -> Simulated:
@@ -53,7 +53,6 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
         scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
     )
     step = lower_step(costs, schedule, mesh=mesh, layout=layout, training=training, assumptions=assumptions, fold=fold)
-    _require_countable(step.program)
     traced = choose_classes(spans_per_class(step.program), max_spans=DEFAULT_MAX_SPANS) if record_spans else False
     timeline = run(step.program, record_spans=traced)
     return Simulated(
@@ -99,41 +98,5 @@ def _require_valid(scenario: Scenario) -> None:
         raise ScenarioError(problems_of(violations, scenario.origin))
 
 
-def _require_countable(program: Program) -> None:
-    """Refuses a step whose times do not fit the engine's picoseconds in 64 bits."""
-    if longest_ps(program) > LONGEST_STEP_PS:
-        raise ScenarioError(
-            [
-                Violation(
-                    path="training",
-                    problem="the step would take longer than a month",
-                    why="the engine counts picoseconds in 64 bits, which hold about a hundred days",
-                    mend="make the step smaller (global_batch, sequence_length) or the job larger (devices)",
-                )
-            ]
-        )
-
-
 def _levers(scenario: Scenario) -> tuple[Lever, ...]:
-    """Simulates every single change of `simulator.report.levers` that keeps the scenario valid.
-
-    A step of a few microbatches tells the memory; those that fit are then simulated whole.
-    """
-    found = []
-    for change, changed in single_changes(scenario):
-        if broken_rules(changed):
-            continue
-        memory = summarise(run_steps(shortened(changed))).memory
-        step_time_s = None
-        if memory.fits:
-            report = summarise(run_steps(changed))
-            memory, step_time_s = report.memory, report.step.time_s
-        found.append(
-            Lever(
-                change=change,
-                reserved_peak_bytes=memory.reserved_peak_bytes,
-                fits=memory.fits,
-                step_time_s=step_time_s,
-            )
-        )
-    return tuple(sorted(found, key=lambda lever: (not lever.fits, lever.reserved_peak_bytes)))
+    return tried_changes(scenario, lambda changed: summarise(run_steps(changed)))

@@ -15,11 +15,10 @@ from simulator.config.overrides import Override, apply_override, command_line_ov
 from simulator.config.scenario_form import Origin, Scenario, ScenarioForm
 from simulator.config.tree import Entry, Node, Place, entries_of
 from simulator.config.wording import shortened
-from simulator.cost.calibration import coefficient_violations
+from simulator.cost.validity import broken_rules
 from simulator.errors import Problem, ScenarioError, Violation
-from simulator.parallel.rules import scenario_violations
 
-__all__ = ["Scenario", "broken_rules", "input_files", "problems_of", "read_scenario", "read_variants"]
+__all__ = ["Scenario", "input_files", "problems_of", "read_scenario", "read_variants"]
 
 _REFERENCES = {"model": Kind.MODELS, "cluster": Kind.CLUSTERS}
 
@@ -223,13 +222,6 @@ def _scenario(filled: ScenarioForm, origin: Origin) -> Scenario:
     if origin.variant:
         values["name"] = f"{filled.name} / {origin.variant}"
     return Scenario(**values, origin=origin)
-
-
-def broken_rules(scenario: Scenario) -> tuple[Violation, ...]:
-    """Returns every rule that a scenario breaks; empty if it can be simulated."""
-    accelerator = scenario.cluster.accelerator
-    replaced = {name: figure.value for name, figure in accelerator.compute.items()}
-    return coefficient_violations(accelerator.kernels, replaced) + scenario_violations(scenario)
 
 
 def _broken_rules(scenario: Scenario, origin: Origin) -> list[Problem]:

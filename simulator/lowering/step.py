@@ -11,6 +11,8 @@ import numpy.typing as npt
 
 from simulator.cost.pricing import StageCosts
 from simulator.engine import Communicator, Program, RankClass, Resource
+from simulator.engine.program import LONGEST_STEP_PS, longest_ps
+from simulator.errors import ScenarioError, Violation
 from simulator.lowering.builder import (
     CATEGORIES,
     COMPUTE_STREAM,
@@ -73,6 +75,9 @@ def lower_step(
         assumptions: constants.
         fold: simulate the ranks of a pipeline rank as one class; false: every rank alone, which must give the same
             result and exists to test that.
+
+    Raises:
+        ScenarioError: the step is longer than the engine can count.
     """
     members = folded_members(mesh) if fold else single_members(mesh)
     registry = Registry()
@@ -100,11 +105,25 @@ def lower_step(
     writer = RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
     lowering = _StepLowering(costs=costs, schedule=schedule, mesh=mesh, members=members, writer=writer)
     calls = [lowering.calls(rank) for rank in range(schedule.pp)]
+    program = lowering.program(calls)
+    _require_countable(program)
     return LoweredStep(
-        program=lowering.program(calls),
+        program=program,
         pipeline_ranks=members.pipeline_ranks,
         exchanges=tuple(written.exchanges for written in lowering.routines),
     )
+
+
+def _require_countable(program: Program) -> None:
+    """Refuses a step whose times do not fit the engine's picoseconds in 64 bits."""
+    if longest_ps(program) > LONGEST_STEP_PS:
+        violation = Violation(
+            path="training",
+            problem="the step would take longer than a month",
+            why="the engine counts picoseconds in 64 bits, which hold about a hundred days",
+            mend="make the step smaller (global_batch, sequence_length) or the job larger (devices)",
+        )
+        raise ScenarioError([violation])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,17 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+from simulator.cost.validity import broken_rules
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import Recompute
+from simulator.report.result import Lever, Report
 
 MAX_ZERO = 3
 ROUNDS = {"1f1b": 1, "interleaved-1f1b": 2}
 """Microbatches for each pipeline rank after which the memory of no rank rises any more (E3.11)."""
+
+
+def tried_changes(scenario: Scenario, simulate: Callable[[Scenario], Report]) -> tuple[Lever, ...]:
+    """Returns what every single change does that keeps the scenario valid, those that make it fit first.
+
+    A step of a few microbatches tells the memory; changes that fit are then simulated whole.
+
+    Args:
+        scenario: one that does not fit.
+        simulate: simulates a scenario.
+    """
+    found = []
+    for change, changed in single_changes(scenario):
+        if broken_rules(changed):
+            continue
+        memory = simulate(shortened(changed)).memory
+        step_time_s = None
+        if memory.fits:
+            report = simulate(changed)
+            memory, step_time_s = report.memory, report.step.time_s
+        found.append(
+            Lever(
+                change=change,
+                reserved_peak_bytes=memory.reserved_peak_bytes,
+                fits=memory.fits,
+                step_time_s=step_time_s,
+            )
+        )
+    return tuple(sorted(found, key=lambda lever: (not lever.fits, lever.reserved_peak_bytes)))
 
 
 def single_changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:

@@ -87,7 +87,7 @@ def test_rules_that_refuse_by_exception_are_placed_too(tmp_path: Path, monkeypat
     def refuse(*_: Any) -> tuple[Violation, ...]:
         raise ScenarioError([Violation(path="layout.tp", problem="no", why="w", mend="m")])
 
-    monkeypatch.setattr(reading, "scenario_violations", refuse)
+    monkeypatch.setattr(reading, "broken_rules", refuse)
     assert refused(tmp_path, SCENARIO).startswith(f"x.yaml:{line_of('  tp: 2')}:7: layout.tp: no\n")
 
 
@@ -174,13 +174,13 @@ def test_builtin_scenarios_and_their_variants_are_valid(name: str) -> None:
 
 @pytest.mark.parametrize("cluster", list_builtin(Kind.CLUSTERS))
 def test_builtin_clusters_pass_the_form(tmp_path: Path, cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "scenario_violations", lambda *_: ())
+    monkeypatch.setattr(reading, "broken_rules", lambda *_: ())
     assert isinstance(read_scenario(split(tmp_path, "gpt2-small", cluster)).cluster, ClusterSpec)
 
 
 @pytest.mark.parametrize("model", list_builtin(Kind.MODELS))
 def test_builtin_models_pass_the_form(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "scenario_violations", lambda *_: ())
+    monkeypatch.setattr(reading, "broken_rules", lambda *_: ())
     assert read_scenario(split(tmp_path, model, "a100-superpod")).model.name
 
 

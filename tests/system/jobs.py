@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.cluster import ClusterSpec, load_profile
 from simulator.config.scenario import Scenario
+from simulator.cost.validity import broken_rules
 from simulator.model.spec import Experts, LatentAttention, ModelSpec, Norm, Positions
 from simulator.parallel.assumptions import Assumptions, AttentionKernel, CrossEntropy, GradientReduction
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod, Layout
@@ -23,7 +24,6 @@ from simulator.parallel.training import (
     Recompute,
     Training,
 )
-from simulator.simulate import broken_rules
 
 PROFILES = (
     "h100-superpod",

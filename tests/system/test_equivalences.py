@@ -9,11 +9,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simulator.config.scenario import Scenario
+from simulator.cost.validity import broken_rules
 from simulator.lowering.builder import MEMORY, Memory
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod
 from simulator.parallel.training import FullRecompute, Overlap, Recompute
 from simulator.report.summary import summarise
-from simulator.simulate import broken_rules, run_steps
+from simulator.simulate import run_steps
 from tests.system.jobs import profile, scenarios
 
 often = settings(max_examples=30, deadline=None, derandomize=True)

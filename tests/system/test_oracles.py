@@ -13,6 +13,7 @@ from simulator.config.library import Kind, builtin_path
 from simulator.config.scenario import Scenario
 from simulator.cost.collectives import Collective
 from simulator.cost.pricing import workload_of
+from simulator.cost.validity import broken_rules
 from simulator.engine import run
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import MEMORY, Direction, Exchange, Memory
@@ -24,7 +25,7 @@ from simulator.parallel.sharding import kept_bytes
 from simulator.parallel.training import Dtype, Training
 from simulator.report.summary import Simulated
 from simulator.schedule import ActionKind, PipelineSchedule, build_schedule
-from simulator.simulate import broken_rules, run_steps
+from simulator.simulate import run_steps
 from tests.oracles import Record, each, read, records
 from tests.system.jobs import profile
 from tests.system.pipelines import pipeline_program

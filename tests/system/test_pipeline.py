@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from simulator.cluster import ClusterSpec
 from simulator.config.scenario import Scenario
 from simulator.cost.pricing import LayerCost
+from simulator.cost.validity import broken_rules
 from simulator.engine import run
 from simulator.lowering.builder import MEMORY, Memory
 from simulator.lowering.passes import recompute_of
@@ -19,7 +20,7 @@ from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.training import FullRecompute, Recompute
 from simulator.report.summary import Simulated
 from simulator.schedule import ActionKind, build_schedule
-from simulator.simulate import broken_rules, run_steps
+from simulator.simulate import run_steps
 from tests.schedule.simpy_pipeline import simpy_makespan
 from tests.system.jobs import profile, scenarios, tiny, tiny_model
 from tests.system.pipelines import pipeline_program
