@@ -42,7 +42,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     model = build_model(
         scenario.model,
         sequence_length=training.sequence_length,
-        flash_attention=assumptions.attention_kernel is AttentionKernel.FLASH,
+        flash_attention=assumptions.attention_kernel is not AttentionKernel.UNFUSED,
         fused_cross_entropy=assumptions.cross_entropy is CrossEntropy.FUSED,
     )
     cluster = build_cluster(scenario.cluster)

@@ -318,9 +318,10 @@ def _attention(operator: AttentionCore, pricing: Pricing) -> ComputeTime:
         "head_dim_qk": operator.qk_head_dim,
         "head_dim_v": operator.value_head_dim,
     }
-    if pricing.attention is AttentionKernel.FLASH:
-        forward = attention_time_s(pricing.kernels, **shape, causal=True)
-        backward = attention_time_s(pricing.kernels, **shape, causal=True, backward=True)
+    if pricing.attention is not AttentionKernel.UNFUSED:
+        causal = pricing.attention is AttentionKernel.FLASH
+        forward = attention_time_s(pricing.kernels, **shape, causal=causal)
+        backward = attention_time_s(pricing.kernels, **shape, causal=causal, backward=True)
     else:
         forward = unfused_attention_time_s(pricing.kernels, **shape, dropout=pricing.dropout)
         backward = unfused_attention_time_s(pricing.kernels, **shape, dropout=pricing.dropout, backward=True)

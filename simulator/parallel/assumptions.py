@@ -26,6 +26,7 @@ class AttentionKernel(StrEnum):
     """Whether the score matrix exists in memory."""
 
     FLASH = "flash"
+    FLASH_UNSKIPPED = "flash-unskipped"
     UNFUSED = "unfused"
 
 
@@ -53,7 +54,9 @@ class Assumptions(BaseModel):
         description="megatron: attention in full; causal: halved; 6n: 6 x parameters x tokens.",
     )
     attention_kernel: AttentionKernel = Field(
-        AttentionKernel.FLASH, description="flash (Dao 2023) keeps no score matrix; unfused keeps E3.5's 5as/h term."
+        AttentionKernel.FLASH,
+        description="flash (Dao 2023) keeps no score matrix and skips what causality masks; flash-unskipped keeps none but "
+        "computes the masked half too (Triton kernels of 2023); unfused keeps E3.5's 5as/h term and computes all.",
     )
     cross_entropy: CrossEntropy = Field(
         CrossEntropy.UNFUSED,

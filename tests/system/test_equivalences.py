@@ -8,13 +8,14 @@ from typing import Any
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from simulator.config.scenario import Scenario
+from simulator.config.scenario import Scenario, read_scenario
 from simulator.cost.validity import broken_rules
 from simulator.lowering.builder import MEMORY, Memory
+from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod
 from simulator.parallel.training import FullRecompute, Overlap, Recompute
 from simulator.report.summary import summarise
-from simulator.simulate import run_steps
+from simulator.simulate import run_steps, simulate
 from tests.system.jobs import profile, scenarios
 
 often = settings(max_examples=30, deadline=None, derandomize=True)
@@ -146,3 +147,13 @@ def _trained(scenario: Scenario, **changes: Any) -> Scenario:
 
 def _flipped(overlap: Overlap, name: str) -> Overlap:
     return overlap.model_copy(update={name: not getattr(overlap, name)})
+
+
+def test_attention_that_computes_the_masked_half_keeps_as_much_and_takes_longer() -> None:
+    skipping = read_scenario("gpt2-small-laptop")
+    assumed = skipping.assumptions.model_copy(update={"attention_kernel": AttentionKernel.FLASH_UNSKIPPED})
+    whole = simulate(replace(skipping, assumptions=assumed))
+    skipped = simulate(skipping)
+    assert whole.memory.peak_bytes == skipped.memory.peak_bytes
+    assert whole.step.breakdown_s["compute"] > skipped.step.breakdown_s["compute"]
+    assert whole.step.model_flops == skipped.step.model_flops
