@@ -55,8 +55,8 @@ class Assumptions(BaseModel):
     )
     attention_kernel: AttentionKernel = Field(
         AttentionKernel.FLASH,
-        description="flash (Dao 2023) keeps no score matrix and skips what causality masks; flash-unskipped keeps none but "
-        "computes the masked half too (Triton kernels of 2023); unfused keeps E3.5's 5as/h term and computes all.",
+        description="flash (Dao 2023) keeps no score matrix and skips what causality masks; flash-unskipped keeps none "
+        "but computes the masked half too (Triton kernels of 2023); unfused keeps E3.5's 5as/h term and computes all.",
     )
     cross_entropy: CrossEntropy = Field(
         CrossEntropy.UNFUSED,
