@@ -10,14 +10,14 @@ from simulator.cost.kernels import elementwise_time_s, gemm_time_s
 from simulator.cost.states import (
     Matrix,
     StateBytes,
+    gradient_copy_bytes,
     is_orthogonalised,
     matrix_of,
     parameter_share,
-    shard,
     state_bytes,
+    updated_elements,
 )
 from simulator.model.layers import Layer, LayerKind, Model
-from simulator.model.tensors import Weight
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh
@@ -179,7 +179,7 @@ def _price_stage(
         num_parameters=share.dense + share.expert,
         tied_parameters=tied,
         optimizer_s=_optimizer_time_s(stage, states, pricing, training),
-        optimizer_temporary_bytes=_gradient_copy_bytes(stage, pricing, training),
+        optimizer_temporary_bytes=gradient_copy_bytes(stage.weights, degrees, training, vocab_padding=padding),
     )
 
 
@@ -190,22 +190,6 @@ def _with_tied_table(layer: LayerCost, stage: Stage, tied_parameters: int) -> La
     if stage.tied_copy is None:
         return replace(layer, shared_parameters=tied_parameters)
     return replace(layer, dense_parameters=layer.dense_parameters + tied_parameters)
-
-
-def _gradient_copy_bytes(stage: Stage, pricing: Pricing, training: Training) -> int:
-    """Bytes of the updated gradients in the type of the master weights, if they are kept in a smaller one."""
-    types = training.types
-    if types.master == "none" or types.gradients.bytes >= types.master.bytes:
-        return 0
-    return types.master.bytes * sum(_updated(weight, pricing) for weight in stage.weights if weight.trained)
-
-
-def _updated(weight: Weight, pricing: Pricing) -> int:
-    """Elements of a weight that one rank updates."""
-    degrees = pricing.degrees
-    group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
-    count = local_elements(weight.axes, degrees, vocab_padding=pricing.workload.vocab_padding)
-    return int(shard(count, group, degrees.zero >= 1))
 
 
 def _optimizer_time_s(stage: Stage, states: StateBytes, pricing: Pricing, training: Training) -> float:
@@ -220,7 +204,7 @@ def _optimizer_time_s(stage: Stage, states: StateBytes, pricing: Pricing, traini
     for weight in stage.weights:
         if weight.trained:
             group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
-            updated += _updated(weight, pricing)
+            updated += updated_elements(weight, degrees, vocab_padding=padding)
             if training.optimizer is Optimizer.MUON and is_orthogonalised(weight):
                 ranks = group if degrees.zero >= 1 else 1
                 seconds += _newton_schulz_s(matrix_of(weight, degrees, vocab_padding=padding), pricing) / ranks

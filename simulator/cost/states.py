@@ -96,6 +96,26 @@ def state_bytes(weights: Iterable[Weight], degrees: Degrees, training: Training,
     return StateBytes(parameters=parameters, gradients=gradients, optimizer=optimizer)
 
 
+def gradient_copy_bytes(weights: Iterable[Weight], degrees: Degrees, training: Training, *, vocab_padding: int) -> Int:
+    """Returns the bytes of a rank's gradients in the type of its master weights, if they are kept in a smaller one.
+
+    Megatron-LM makes that copy for the update: the last 4 of its 20 bytes a parameter with fp16 gradients (E3.1).
+    """
+    types = training.types
+    if types.master == "none" or types.gradients.bytes >= types.master.bytes:
+        return 0
+    trained = (weight for weight in weights if weight.trained)
+    return types.master.bytes * sum(
+        updated_elements(weight, degrees, vocab_padding=vocab_padding) for weight in trained
+    )
+
+
+def updated_elements(weight: Weight, degrees: Degrees, *, vocab_padding: int) -> Int:
+    """Returns the elements of a weight that one rank updates: its shard, if the optimizer state is sharded."""
+    group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
+    return shard(local_elements(weight.axes, degrees, vocab_padding=vocab_padding), group, degrees.zero >= 1)
+
+
 def shard(count: Int, group: Int, sharded: Int) -> Int:
     """Returns ceil(count / group) where `sharded`, else count; numbers or arrays."""
     return -(-count // (1 + (group - 1) * sharded))

@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.cost.pricing import price_layer
-from simulator.cost.states import StateBytes, bytes_per_parameter, is_orthogonalised, parameter_share, state_bytes
+from simulator.cost.states import (
+    StateBytes,
+    bytes_per_parameter,
+    gradient_copy_bytes,
+    is_orthogonalised,
+    parameter_share,
+    state_bytes,
+)
 from simulator.lowering.data import DataLowering
 from simulator.lowering.transfers import Transfers
 from simulator.model.decoder import build_model
@@ -108,9 +115,19 @@ def test_adafactor_keeps_a_row_and_a_column(record: Record) -> None:
 
 @each("memory", "memory.distopt.")
 def test_the_distributed_optimizer_keeps_weights_and_gradients_whole(record: Record) -> None:
-    precision = {"bf16_fp32": "bf16", "fp32_fp32": "fp32"}[record.inputs["variant"]]
+    precision = {"bf16_fp32": "bf16", "fp32_fp32": "fp32", "fp16_fp16": "fp16"}[record.inputs["variant"]]
     cut = degrees(dp=record.inputs["data_parallel"], zero=1)
-    assert record.agrees_with(_all(state_bytes([MATRIX], cut, _training(precision), vocab_padding=0)) / MATRIX.count)
+    assert record.agrees_with(_at_the_update(cut, _training(precision)) / MATRIX.count)
+
+
+@each("memory", "memory.bytes_per_parameter.megatron_fp16_fp16grad")
+def test_fp16_gradients_are_copied_for_the_update(record: Record) -> None:
+    assert record.agrees_with(_at_the_update(degrees(), _training("fp16")) / MATRIX.count)
+
+
+def _at_the_update(cut: Degrees, training: Training) -> int:
+    resident = _all(state_bytes([MATRIX], cut, training, vocab_padding=0))
+    return resident + gradient_copy_bytes([MATRIX], cut, training, vocab_padding=0)
 
 
 def _stage_of(inputs: dict[str, Any], cut: Degrees) -> Stage:
