@@ -111,11 +111,12 @@ def run(
 ) -> None:
     """Simulate one scenario and print its report."""
     with _exits():
-        files = _checked_files({"--json": json, "--csv": csv, "--trace": trace}, [scenario])
+        outputs = {"--json": json, "--csv": csv, "--trace": trace}
+        files = _checked_files(outputs, [scenario])
         from simulator.config.scenario import input_files, read_scenario
 
         resolved = read_scenario(scenario, _overrides(changes))
-        _checked_files({"--json": json, "--csv": csv, "--trace": trace}, input_files(resolved))
+        _checked_files(outputs, input_files(resolved))
         from simulator.report.tables import report_csv
         from simulator.report.terminal import print_report
         from simulator.simulate import simulate, simulate_traced
@@ -150,12 +151,13 @@ def compare(
 ) -> None:
     """Simulate several scenarios, or the variants of one, and print them side by side, best first."""
     with _exits():
-        files = _checked_files({"--json": json, "--csv": csv, "--trace": trace}, scenarios)
+        outputs = {"--json": json, "--csv": csv, "--trace": trace}
+        files = _checked_files(outputs, scenarios)
         from simulator.config.scenario import input_files
 
         resolved = _read_all(scenarios, _overrides(changes))
         inputs = [name for scenario in resolved for name in input_files(scenario)]
-        _checked_files({"--json": json, "--csv": csv, "--trace": trace}, inputs)
+        _checked_files(outputs, inputs)
         from simulator.compare import ranked
         from simulator.report.comparison import comparison_table, print_comparison
         from simulator.report.tables import comparison_csv

@@ -119,7 +119,7 @@ def price_collective(collective: Collective, payload_bytes: int, shape: GroupSha
     protocols = PROTOCOLS.get(cluster.accelerator.vendor, (PLAIN,))
     ports = ports_of(cluster)
     found = [
-        _priced(collective, payload_bytes, shape, cluster, protocol, is_tree=is_tree)
+        _priced(collective, payload_bytes, shape, cluster, ports, protocol, is_tree=is_tree)
         for protocol in protocols
         for is_tree in (
             (False, True) if collective is Collective.ALL_REDUCE and _is_switched(shape, cluster) else (False,)
@@ -140,6 +140,7 @@ def _priced(
     payload_bytes: int,
     shape: GroupShape,
     cluster: Cluster,
+    ports: tuple[Port, ...],
     protocol: Protocol,
     *,
     is_tree: bool,
@@ -164,8 +165,7 @@ def _priced(
         scale = shape.size / (shape.size - 1)
         sent = [ceil(count * scale) for count in sent]
         demands = tuple((port, ceil(count * scale)) for port, count in demands)
-    ports = ports_of(cluster)
-    slowest_s = max((count / ports[port].bytes_per_s for port, count in demands), default=0.0)
+    slowest_s = _busiest_s(demands, ports)
     return Traffic(
         collective=collective,
         payload_bytes=payload_bytes,
@@ -235,7 +235,12 @@ def price_ring(chunk_bytes: int, num_steps: int, shape: GroupShape, cluster: Clu
 
 def time_alone_s(traffic: Traffic, ports: tuple[Port, ...]) -> float:
     """Returns the seconds of a collective that shares nothing: latency and the busiest port."""
-    return traffic.latency_s + max((count / ports[port].bytes_per_s for port, count in traffic.demands), default=0.0)
+    return traffic.latency_s + _busiest_s(traffic.demands, ports)
+
+
+def _busiest_s(demands: tuple[tuple[int, int], ...], ports: tuple[Port, ...]) -> float:
+    """Seconds that the busiest port needs for its bytes."""
+    return max((count / ports[port].bytes_per_s for port, count in demands), default=0.0)
 
 
 def _share(payload_bytes: int, numerator: int, denominator: int) -> int:

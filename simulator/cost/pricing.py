@@ -14,6 +14,7 @@ from simulator.cost.states import (
     is_orthogonalised,
     matrix_of,
     parameter_share,
+    shard_group_of,
     state_bytes,
     updated_elements,
 )
@@ -203,10 +204,9 @@ def _optimizer_time_s(stage: Stage, states: StateBytes, pricing: Pricing, traini
     seconds = 0.0
     for weight in stage.weights:
         if weight.trained:
-            group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
             updated += updated_elements(weight, degrees, vocab_padding=padding)
             if training.optimizer is Optimizer.MUON and is_orthogonalised(weight):
-                ranks = group if degrees.zero >= 1 else 1
+                ranks = shard_group_of(weight, degrees) if degrees.zero >= 1 else 1
                 seconds += _newton_schulz_s(matrix_of(weight, degrees, vocab_padding=padding), pricing) / ranks
     types = training.types
     moved = 2 * states.optimizer + updated * (2 * types.gradients.bytes + types.parameters.bytes)

@@ -85,7 +85,7 @@ def state_bytes(weights: Iterable[Weight], degrees: Degrees, training: Training,
     gradients: Int = 0
     optimizer: Int = 0
     for weight in weights:
-        group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
+        group = shard_group_of(weight, degrees)
         count = local_elements(weight.axes, degrees, vocab_padding=vocab_padding)
         parameters = parameters + weight_size * shard(count, group, degrees.zero >= 3)
         if weight.trained:
@@ -112,8 +112,13 @@ def gradient_copy_bytes(weights: Iterable[Weight], degrees: Degrees, training: T
 
 def updated_elements(weight: Weight, degrees: Degrees, *, vocab_padding: int) -> Int:
     """Returns the elements of a weight that one rank updates: its shard, if the optimizer state is sharded."""
-    group = degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
+    group = shard_group_of(weight, degrees)
     return shard(local_elements(weight.axes, degrees, vocab_padding=vocab_padding), group, degrees.zero >= 1)
+
+
+def shard_group_of(weight: Weight, degrees: Degrees) -> Int:
+    """Returns the ranks that share a weight's state under ZeRO: experts have a group of their own (E3.2)."""
+    return degrees.expert_shard_group if is_expert(weight) else degrees.shard_group
 
 
 def shard(count: Int, group: Int, sharded: Int) -> Int:

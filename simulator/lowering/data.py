@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
@@ -71,41 +71,42 @@ class DataLowering:
 
     def gathered_bytes(self, layer: LayerCost) -> int:
         """Returns the bytes of a layer's gathered parameters, as far as they are sharded at all (E3.3)."""
-        size = self.gathered_element_bytes
-        shapes = self.transfers.mesh.shapes
-        dense = layer.dense_parameters + layer.shared_parameters if shapes[Group.SHARD].size > 1 else 0
-        expert = layer.expert_parameters if shapes[Group.EXPERT_SHARD].size > 1 else 0
-        return size * (dense + expert)
+        dense = layer.dense_parameters + layer.shared_parameters if self._has_peers(Group.SHARD) else 0
+        expert = layer.expert_parameters if self._has_peers(Group.EXPERT_SHARD) else 0
+        return self.gathered_element_bytes * (dense + expert)
 
     def unsharded_gradient_bytes(self, layer: LayerCost) -> int:
         """Returns the bytes of a layer's gradients before they are scattered; 0 where they are the resident ones."""
         if self.zero < 2:
             return 0
-        dense = layer.dense_parameters if self._is_scattered(Group.SHARD, Group.REPLICA) else 0
-        expert = layer.expert_parameters if self._is_scattered(Group.EXPERT_SHARD, Group.EXPERT_REPLICA) else 0
-        return self.training.types.gradients.bytes * (dense + expert)
+        return self.training.types.gradients.bytes * self._reduced_parameters(
+            layer, between_replicas=not self.reduces_once
+        )
 
     def reduce_buffer_bytes(self, layer: LayerCost) -> int:
         """Returns the copy of a layer's gradients in the type of the network, if that is another type (E3.3)."""
         types = self.training.types
         if types.reduce is types.gradients:
             return 0
-        dense = layer.dense_parameters if self._is_reduced(Group.SHARD, Group.REPLICA) else 0
-        expert = layer.expert_parameters if self._is_reduced(Group.EXPERT_SHARD, Group.EXPERT_REPLICA) else 0
-        return types.reduce.bytes * (dense + expert)
+        return types.reduce.bytes * self._reduced_parameters(layer, between_replicas=True)
 
-    def _is_scattered(self, shard: Group, replica: Group) -> bool:
-        """Whether the gradients of a microbatch need a buffer beside the resident ones."""
-        shapes = self.transfers.mesh.shapes
-        return shapes[shard].size > 1 or (not self.reduces_once and shapes[replica].size > 1)
+    def _reduced_parameters(self, layer: LayerCost, *, between_replicas: bool) -> int:
+        """Returns a layer's parameters with peers in their shard group or, where those count, in other replicas."""
+        return sum(
+            count
+            for shard, replica, count in (
+                (Group.SHARD, Group.REPLICA, layer.dense_parameters),
+                (Group.EXPERT_SHARD, Group.EXPERT_REPLICA, layer.expert_parameters),
+            )
+            if self._has_peers(shard) or (between_replicas and self._has_peers(replica))
+        )
 
-    def _is_reduced(self, shard: Group, replica: Group) -> bool:
-        shapes = self.transfers.mesh.shapes
-        return shapes[shard].size > 1 or shapes[replica].size > 1
+    def _has_peers(self, group: Group) -> bool:
+        return self.transfers.mesh.shapes[group].size > 1
 
 
-def _present(found: object) -> list[tuple[Exchange, Group]]:
-    return [(exchange, group) for exchange, group in found if exchange is not None]  # type: ignore[attr-defined]
+def _present(found: Iterable[tuple[Exchange | None, Group]]) -> list[tuple[Exchange, Group]]:
+    return [(exchange, group) for exchange, group in found if exchange is not None]
 
 
 def run_transfers(

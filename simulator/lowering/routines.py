@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
@@ -144,13 +144,12 @@ class RoutineWriter:
         data, training = self.passes.data, self.passes.training
         blocking_data = not training.overlap.dp and data.reduces_once
         for chunk in chunks:
-            dense, expert = self._totals(chunk.cost, range(len(chunk.cost.layers)))
-            reductions = data.reductions(dense, expert)
+            layers = range(len(chunk.cost.layers))
+            reductions = self._bucket_reductions(chunk.cost, layers)
             if blocking_data:
                 for exchange, group in reductions:
                     build.blocking(exchange, party=group, category=Category.DATA)
-                freed = self._unsharded_bytes(chunk.cost, range(len(chunk.cost.layers)))
-                build.free_all({Memory.GRADIENTS: freed})
+                build.free_all({Memory.GRADIENTS: self._unsharded_bytes(chunk.cost, layers)})
             elif reductions:
                 build.wait(self.registry.event(_reduced(chunk.number), shared_over_calls=True))
         self._reduce_replicated(build, chunks)
@@ -164,7 +163,7 @@ class RoutineWriter:
         build.free_all(temporary)
         if data.zero in (1, 2) and not training.overlap.dp:
             for chunk in chunks:
-                for exchange, group in data.gathers(*self._totals(chunk.cost, range(len(chunk.cost.layers)))):
+                for exchange, group in self._bucket_gathers(chunk.cost, range(len(chunk.cost.layers))):
                     build.blocking(exchange, party=group, category=Category.DATA)
         build.compute(self.assumptions.step_overhead, "step overhead", Category.OTHER)
         return build.done()
@@ -239,17 +238,17 @@ class RoutineWriter:
             filled += sum(self._totals(stage, [position]))
         return buckets
 
-    def _unsharded_bytes(self, stage: StageCost, positions: range | list[int]) -> int:
+    def _unsharded_bytes(self, stage: StageCost, positions: Sequence[int]) -> int:
         return sum(self.passes.data.unsharded_gradient_bytes(stage.layers[position]) for position in positions)
 
-    def _totals(self, stage: StageCost, positions: range | list[int]) -> tuple[int, int]:
+    def _totals(self, stage: StageCost, positions: Sequence[int]) -> tuple[int, int]:
         layers = [stage.layers[position] for position in positions]
         return sum(layer.dense_parameters for layer in layers), sum(layer.expert_parameters for layer in layers)
 
-    def _bucket_reductions(self, stage: StageCost, bucket: list[int]) -> list[tuple[Exchange, Group]]:
+    def _bucket_reductions(self, stage: StageCost, bucket: Sequence[int]) -> list[tuple[Exchange, Group]]:
         return self.passes.data.reductions(*self._totals(stage, bucket))
 
-    def _bucket_gathers(self, stage: StageCost, bucket: list[int]) -> list[tuple[Exchange, Group]]:
+    def _bucket_gathers(self, stage: StageCost, bucket: Sequence[int]) -> list[tuple[Exchange, Group]]:
         return self.passes.data.gathers(*self._totals(stage, bucket))
 
     def _reduce_replicated(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:

@@ -27,16 +27,14 @@ class Transfers:
     """Collectives by group, payload and kind; equal ones are priced once."""
 
     mesh: DeviceMesh
-    _priced: dict[tuple[Group, Collective, int, str], Exchange | None] = field(default_factory=dict)
+    _priced: dict[tuple[Group, Collective, int], Exchange | None] = field(default_factory=dict)
 
-    def collective(
-        self, group: Group, collective: Collective, payload_bytes: int, *, label: str = ""
-    ) -> Exchange | None:
+    def collective(self, group: Group, collective: Collective, payload_bytes: int) -> Exchange | None:
         """Returns a collective on a group of the mesh; None if the group has one rank or the payload is nothing."""
-        key = (group, collective, payload_bytes, label)
+        key = (group, collective, payload_bytes)
         if key not in self._priced:
             traffic = price_collective(collective, payload_bytes, self.mesh.shapes[group], self.mesh.cluster)
-            self._priced[key] = _both_ways(self._axis(group), label or collective, traffic)
+            self._priced[key] = _both_ways(self._axis(group), traffic)
         return self._priced[key]
 
     def _axis(self, group: Group) -> str:
@@ -75,13 +73,13 @@ class Transfers:
         traffic = price_collective(
             Collective.ALL_REDUCE, payload_bytes, GroupShape(size=2, tiers=tiers), self.mesh.cluster
         )
-        return _both_ways("embedding", Collective.ALL_REDUCE, traffic)
+        return _both_ways("embedding", traffic)
 
 
-def _both_ways(axis: str, label: str, traffic: Traffic | None) -> Exchange | None:
+def _both_ways(axis: str, traffic: Traffic | None) -> Exchange | None:
     if traffic is None:
         return None
-    return Exchange(axis=axis, label=label, traffic=traffic, direction=Direction.BOTH)
+    return Exchange(axis=axis, label=traffic.collective, traffic=traffic, direction=Direction.BOTH)
 
 
 def repeated(exchange: Exchange | None, times: int) -> Exchange | None:
