@@ -96,14 +96,17 @@ class Exchange:
 
     axis: str
     """tp, cp, ep, pp, dp or embedding."""
-    label: str
-    """Name of the collective in the report."""
     traffic: Traffic
     """Bytes and latency."""
     direction: Direction
     """Sends, receives, or both."""
     calls: int = 1
     """How many equal collectives it stands for."""
+
+    @property
+    def label(self) -> str:
+        """Name of the collective in the report."""
+        return self.traffic.collective
 
 
 Name = TypeVar("Name", bound=Hashable)

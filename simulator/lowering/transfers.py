@@ -51,13 +51,13 @@ class Transfers:
         if traffic is None:
             return None
         total = replace(traffic, payload_bytes=chunk * num_steps)
-        return Exchange(axis="cp", label=Collective.SEND, traffic=total, direction=Direction.BOTH, calls=num_steps)
+        return Exchange(axis="cp", traffic=total, direction=Direction.BOTH, calls=num_steps)
 
     def message(self, payload_bytes: int, source: int, target: int, direction: Direction) -> Exchange:
         """Returns a message from one pipeline rank to another, as its sender or its receiver sees it."""
         hop = self.mesh.pipeline_hop(source, target)
         traffic = price_send(payload_bytes, hop, self.mesh.cluster)
-        return Exchange(axis="pp", label=Collective.SEND, traffic=traffic, direction=direction)
+        return Exchange(axis="pp", traffic=traffic, direction=direction)
 
     def tied_table(self, payload_bytes: int) -> Exchange | None:
         """Returns the all-reduce of a shared table's gradient between first and last pipeline rank (E4.14)."""
@@ -79,7 +79,7 @@ class Transfers:
 def _both_ways(axis: str, traffic: Traffic | None) -> Exchange | None:
     if traffic is None:
         return None
-    return Exchange(axis=axis, label=traffic.collective, traffic=traffic, direction=Direction.BOTH)
+    return Exchange(axis=axis, traffic=traffic, direction=Direction.BOTH)
 
 
 def repeated(exchange: Exchange | None, times: int) -> Exchange | None:
