@@ -15,7 +15,6 @@ from simulator.engine import run
 from simulator.errors import ScenarioError
 from simulator.lowering.step import lower_step
 from simulator.model.decoder import build_model
-from simulator.parallel.assumptions import AttentionKernel, CrossEntropy
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
 from simulator.parallel.stages import split_into_stages
@@ -39,12 +38,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     started = perf_counter()
     layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
     degrees = resolve_degrees(layout, devices=scenario.devices)
-    model = build_model(
-        scenario.model,
-        sequence_length=training.sequence_length,
-        flash_attention=assumptions.attention_kernel is not AttentionKernel.UNFUSED,
-        fused_cross_entropy=assumptions.cross_entropy is CrossEntropy.FUSED,
-    )
+    model = build_model(scenario.model, sequence_length=training.sequence_length, kernels=assumptions.kernels)
     cluster = build_cluster(scenario.cluster)
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
     stages = split_into_stages(model, layout, degrees)

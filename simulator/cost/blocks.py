@@ -18,25 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from typing import Any
-
-import numpy as np
 
 from simulator.cluster.cluster import Accelerator
 from simulator.cost.attention import attention_time_s, unfused_attention_time_s
 from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel_model
 from simulator.cost.kernels import KernelModel, elementwise_time_s, gemm_time_s, grouped_gemm_time_s
 from simulator.model.layers import Block
-from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, Streamed
-from simulator.model.tensors import Axes, Element, Kept, TensorAxis, Tokens
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
+from simulator.model.tensors import Axes, TensorAxis, Tokens
 from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.layout import ContextMethod
 from simulator.parallel.sharding import (
     Workload,
     activation_bytes,
-    kept_bytes,
+    copied_kv_heads,
     local_elements,
     local_size,
     local_tokens,
@@ -83,14 +81,6 @@ class BlockCost:
     rest: ComputeTime
     routed: ComputeTime
     exit: ComputeTime
-    kept_bytes: Int
-    """Activations kept from forward to backward without recompute, logits left out."""
-    core_kept_bytes: Int
-    """Part of them that selective recompute drops."""
-    logits_bytes: Int
-    """Logits and their fp32 copy (E3.10)."""
-    input_bytes: Int
-    """The block's input: what full recompute keeps."""
     gathered_bytes: Int
     """Payload of the gather before the core, and of the reduction of its gradient."""
     reduced_bytes: Int
@@ -103,12 +93,8 @@ class BlockCost:
     """Bytes that a rank sends over the context group, forward: K and V rings, or Ulysses' send buffers."""
     context_backward_bytes: Int
     """The same, backward."""
-    unkept_forward_bytes: Int
-    """Most that a forward which keeps nothing holds at once: what two operators in a row make (full recompute)."""
-    forward_temporary_bytes: Int
-    """Buffers alive only while the block runs forward."""
-    backward_temporary_bytes: Int
-    """Buffers alive only while the block runs backward: gathered input and gradient, gradients of what was kept."""
+    part_forward_s: dict[str, float]
+    """Forward seconds of the parts that selective recompute can name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,22 +150,8 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
     lead, attention, rest = _cut_core(block.core)
     size = activation_bytes(workload.compute)
     tokens = local_tokens(Tokens.TENSOR, workload, degrees)
-    sequence_tokens = local_tokens(Tokens.SEQUENCE, workload, degrees)
-    kept = [item for operator in block.operators for item in operator.kept]
-    activations = [item for item in kept if not _is_logits(item)]
-    hidden = max(block.gathered_features, block.reduced_features, block.routed_features)
-    gathered = size * tokens * block.gathered_features
-    reduced = size * tokens * block.reduced_features
-    routed = size * local_tokens(Tokens.DISPATCHED, workload, degrees) * block.routed_features
-    gradients = sum(
-        kept_bytes(item, workload, degrees)
-        for operator in block.core + block.routed
-        for item in operator.kept
-        if item.element in (Element.COMPUTE, Element.GEMM_INPUT) and not _is_logits(item)
-    )
+    routed = size * local_tokens(Tokens.DISPATCHED, workload, degrees) * block.moved_features(Way.DISPATCH)
     context_forward, context_backward = _context_bytes(attention, pricing)
-    gather_buffer = gathered * (degrees.sequence > 1)
-    reduce_buffer = reduced * (degrees.sequence > 1)
     return BlockCost(
         name=block.name,
         entry=_price(block.entry, pricing),
@@ -188,59 +160,29 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
         rest=_price(rest, pricing),
         routed=_price(block.routed, pricing),
         exit=_price(block.exit, pricing),
-        kept_bytes=sum(kept_bytes(item, workload, degrees) for item in activations)
-        + _replicated_kv_bytes(block, pricing),
-        core_kept_bytes=sum(kept_bytes(item, workload, degrees) for item in activations if item.core),
-        logits_bytes=sum(kept_bytes(item, workload, degrees) for item in kept if _is_logits(item)),
-        input_bytes=size * sequence_tokens * hidden,
-        gathered_bytes=gathered,
-        reduced_bytes=reduced,
+        gathered_bytes=size * tokens * block.moved_features(Way.GATHER),
+        reduced_bytes=size * tokens * block.moved_features(Way.REDUCE),
         routed_bytes=routed,
         expert_gather_bytes=routed * degrees.etp,
         context_forward_bytes=context_forward,
         context_backward_bytes=context_backward,
-        unkept_forward_bytes=_largest_pair(block, pricing),
-        forward_temporary_bytes=gather_buffer + reduce_buffer + routed,
-        backward_temporary_bytes=gather_buffer + reduce_buffer + 2 * routed + gradients,
+        part_forward_s=_part_seconds(block, pricing),
     )
 
 
-def _replicated_kv_bytes(block: Block, pricing: Pricing) -> Int:
-    """Bytes of K and V that Ulysses keeps beyond a rank's share: heads copied to more context ranks (E4.10)."""
-    workload, degrees = pricing.workload, pricing.degrees
-    if pricing.context_method is ContextMethod.RING:
-        return 0
-    extra: Int = 0
-    for operator in block.core:
-        for item in operator.kept:
-            if item.features and item.features[0][0] is TensorAxis.KV_HEADS:
-                heads = local_size(TensorAxis.KV_HEADS, item.features[0][1], degrees)
-                copied = _ulysses_kv_heads(heads, degrees.cp)
-                extra = extra + kept_bytes(item, workload, degrees) * (copied - heads) // heads
-    return extra
-
-
-def _ulysses_kv_heads(heads: Int, cp: Int) -> Int:
-    """K and V heads that a tensor rank sends and keeps: as many as there are context ranks, if it has fewer."""
-    return np.maximum(heads, cp) if isinstance(cp, np.ndarray) else max(heads, cp)
-
-
-def _largest_pair(block: Block, pricing: Pricing) -> Int:
-    made: list[Int] = [
-        sum(kept_bytes(item, pricing.workload, pricing.degrees) for item in operator.kept if not _is_logits(item))
-        for operator in block.operators
-    ]
-    return max((first + second for first, second in pairwise([0, *made])), default=0)
-
-
-def _is_logits(kept: Kept) -> bool:
-    return any(axis is TensorAxis.VOCAB for axis, _ in kept.features)
+def _part_seconds(block: Block, pricing: Pricing) -> dict[str, float]:
+    parts: dict[str, list[Operator]] = {}
+    for operator in block.operators:
+        if operator.part is not None:
+            parts.setdefault(str(operator.part), []).append(operator)
+    return {part: _price(operators, pricing).forward_s for part, operators in parts.items()}
 
 
 def _cut_core(core: tuple[Operator, ...]) -> tuple[tuple[Operator, ...], tuple[Operator, ...], tuple[Operator, ...]]:
     """Cuts a core into its leading linear layers, the attention core, and the rest."""
-    num_lead = next((i for i, operator in enumerate(core) if not isinstance(operator, MatMul)), len(core))
-    lead, others = core[:num_lead], core[num_lead:]
+    working = tuple(operator for operator in core if not isinstance(operator, Move))
+    num_lead = next((i for i, operator in enumerate(working) if not isinstance(operator, MatMul)), len(working))
+    lead, others = working[:num_lead], working[num_lead:]
     attention = tuple(operator for operator in others if isinstance(operator, AttentionCore))
     rest = tuple(operator for operator in others if not isinstance(operator, AttentionCore))
     return lead, attention, rest
@@ -270,6 +212,8 @@ def _price_run(run: tuple[Operator, ...], pricing: Pricing) -> ComputeTime:
             return _attention(first, pricing)
         case Streamed():
             return _streamed(first, pricing)
+        case Move():
+            return NOTHING
 
 
 def _features(axes: Axes, pricing: Pricing) -> Int:
@@ -361,7 +305,7 @@ def _context_bytes(attention: tuple[Operator, ...], pricing: Pricing) -> tuple[I
             total_forward = total_forward + (cp - 1) * keys_values
             total_backward = total_backward + ((cp - 1) + cp) * keys_values * (cp > 1)
         else:
-            kv_sent = _ulysses_kv_heads(kv_heads, cp)
+            kv_sent = copied_kv_heads(kv_heads, cp)
             buffers = (
                 size
                 * tokens

@@ -7,22 +7,14 @@ from dataclasses import dataclass, replace
 from simulator.cost.blocks import BlockCost, Pricing, accelerator_kernels, price_block
 from simulator.cost.collectives import Port, ports_of
 from simulator.cost.kernels import elementwise_time_s, gemm_time_s
-from simulator.cost.states import (
-    Matrix,
-    StateBytes,
-    gradient_copy_bytes,
-    is_orthogonalised,
-    matrix_of,
-    parameter_share,
-    shard_group_of,
-    state_bytes,
-    updated_elements,
-)
+from simulator.cost.shares import LayerShare, StageShare, share_stages
+from simulator.cost.stage_memory import MemoryRules
+from simulator.cost.states import Matrix, is_orthogonalised, matrix_of, shard_group_of, updated_elements
 from simulator.model.layers import Layer, LayerKind, Model
 from simulator.parallel.assumptions import Assumptions
-from simulator.parallel.layout import Layout
+from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.mesh import DeviceMesh
-from simulator.parallel.sharding import Workload, is_expert, is_split_over_tensor, local_elements
+from simulator.parallel.sharding import Workload
 from simulator.parallel.stages import Stage
 from simulator.parallel.training import Dtype, Optimizer, Training
 
@@ -34,51 +26,47 @@ NEWTON_SCHULZ_ROUNDS = 5
 class LayerCost:
     """What one layer costs one rank for one microbatch."""
 
-    kind: LayerKind
+    share: LayerShare
+    """Its parameters on the rank."""
     blocks: tuple[BlockCost, ...]
     """In order of the forward pass."""
-    dense_parameters: int
-    """Trained parameters that the rank computes with and reduces over data x context."""
-    expert_parameters: int
-    """Trained parameters reduced over the experts' own group."""
-    shared_parameters: int = 0
-    """Parameters of another layer of the same rank that it uses too: a tied table, which zero 3 gathers again."""
-    replicated_parameters: int
-    """Part of the dense ones that every tensor rank holds in full: norms, router, output biases (E4.14)."""
 
     @property
-    def kept_bytes(self) -> int:
-        """Activations kept without recompute."""
-        return int(sum(block.kept_bytes for block in self.blocks))
+    def kind(self) -> LayerKind:
+        """What the layer is."""
+        return self.share.layer.kind
 
     @property
-    def core_kept_bytes(self) -> int:
-        """Part that selective recompute drops."""
-        return int(sum(block.core_kept_bytes for block in self.blocks))
+    def dense_parameters(self) -> int:
+        """Trained parameters that the rank computes with and reduces over data x context."""
+        return int(self.share.dense_parameters)
 
     @property
-    def input_bytes(self) -> int:
-        """The layer's input."""
-        return int(self.blocks[0].input_bytes)
+    def expert_parameters(self) -> int:
+        """Trained parameters reduced over the experts' own group."""
+        return int(self.share.expert_parameters)
+
+    @property
+    def shared_parameters(self) -> int:
+        """Parameters of another layer of the same rank that it uses too."""
+        return int(self.share.shared_parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
     """What one virtual stage costs one of its ranks."""
 
-    stage: Stage
+    share: StageShare
+    """What the rank holds of it."""
     layers: tuple[LayerCost, ...]
     """In order of the forward pass."""
-    states: StateBytes
-    """Resident bytes of its share of the model."""
-    num_parameters: int
-    """Trained parameters that the rank computes with, padding included."""
-    tied_parameters: int
-    """Local part of a token table that first and last stage share."""
     optimizer_s: float
     """Seconds of the update of this stage's share."""
-    optimizer_temporary_bytes: int
-    """Buffers alive only during the update: gradients cast to the type of the master weights (E3.1, fp16 row)."""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage."""
+        return self.share.stage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,9 +81,11 @@ class StageCosts:
     """Activation that a rank hands to the next stage, for one microbatch (E4.15)."""
     loss_bytes: int
     """Payload of each all-reduce of a vocabulary-parallel loss (E3.10)."""
+    memory: MemoryRules
+    """What the passes of a stage do to memory."""
 
 
-def workload_of(model: Model, training: Training, assumptions: Assumptions) -> Workload:
+def workload_of(model: Model, layout: Layout, training: Training, assumptions: Assumptions) -> Workload:
     """Returns the microbatch as shapes see it."""
     return Workload(
         sequence_length=training.sequence_length,
@@ -104,6 +94,7 @@ def workload_of(model: Model, training: Training, assumptions: Assumptions) -> W
         expert_imbalance=assumptions.expert_imbalance,
         vocab_padding=assumptions.vocab_padding,
         compute=training.types.compute,
+        ulysses=layout.cp_method is ContextMethod.ULYSSES,
     )
 
 
@@ -120,80 +111,41 @@ def price_stages(
     degrees = mesh.degrees
     pricing = Pricing(
         kernels=accelerator_kernels(mesh.cluster.accelerator, training.types.compute),
-        workload=workload_of(model, training, assumptions),
+        workload=workload_of(model, layout, training, assumptions),
         degrees=degrees,
         attention=assumptions.attention_kernel,
         context_method=layout.cp_method,
         dropout=model.spec.dropout,
         sustained=assumptions.sustained_compute,
     )
-    kinds = {layer.kind: layer for stage in stages for layer in stage.layers}
-    layer_costs = {kind: price_layer(layer, pricing) for kind, layer in kinds.items()}
+    shares = share_stages(model, stages, degrees, training, vocab_padding=pricing.workload.vocab_padding)
+    rules = MemoryRules(workload=pricing.workload, degrees=degrees, training=training, assumptions=assumptions)
+    blocks: dict[Layer, tuple[BlockCost, ...]] = {}
     by_key: dict[object, StageCost] = {}
     priced: list[StageCost] = []
-    for stage in stages:
-        key = (stage.key, stage.tied_copy is not None)
+    for share in shares:
+        key = (share.stage.key, share.stage.tied_copy is not None)
         if key not in by_key:
-            by_key[key] = _price_stage(model, stage, layer_costs, pricing, training)
-        priced.append(replace(by_key[key], stage=stage))
+            for held in share.layers:
+                if held.layer not in blocks:
+                    blocks[held.layer] = tuple(price_block(block, pricing) for block in held.layer.blocks)
+            by_key[key] = StageCost(
+                share=share,
+                layers=tuple(LayerCost(share=held, blocks=blocks[held.layer]) for held in share.layers),
+                optimizer_s=_optimizer_time_s(share, pricing, training),
+            )
+        priced.append(replace(by_key[key], share=share))
     tokens = training.sequence_length * training.micro_batch
     return StageCosts(
         stages=tuple(priced),
         ports=ports_of(mesh.cluster),
-        boundary_bytes=layer_costs[LayerKind.EMBEDDING].input_bytes,
+        boundary_bytes=int(rules.boundary_bytes(shares[0])),
         loss_bytes=Dtype.FP32.bytes * tokens // degrees.cp,
+        memory=rules,
     )
 
 
-def price_layer(layer: Layer, pricing: Pricing) -> LayerCost:
-    """Returns the cost of one layer."""
-    padding = pricing.workload.vocab_padding
-    share = parameter_share(layer.weights, pricing.degrees, vocab_padding=padding)
-    replicated = sum(
-        local_elements(weight.axes, pricing.degrees, vocab_padding=padding)
-        for weight in layer.weights
-        if weight.trained and not is_expert(weight) and not is_split_over_tensor(weight)
-    )
-    return LayerCost(
-        kind=layer.kind,
-        blocks=tuple(price_block(block, pricing) for block in layer.blocks),
-        dense_parameters=share.dense,
-        expert_parameters=share.expert,
-        replicated_parameters=replicated,
-    )
-
-
-def _price_stage(
-    model: Model, stage: Stage, layer_costs: dict[LayerKind, LayerCost], pricing: Pricing, training: Training
-) -> StageCost:
-    padding = pricing.workload.vocab_padding
-    degrees = pricing.degrees
-    tied = 0
-    if model.tied_table is not None:
-        tied = local_elements(model.tied_table.axes, degrees, vocab_padding=padding)
-    share = parameter_share(stage.weights, degrees, vocab_padding=padding)
-    states = state_bytes(stage.weights, degrees, training, vocab_padding=padding)
-    return StageCost(
-        stage=stage,
-        layers=tuple(_with_tied_table(layer_costs[layer.kind], stage, tied) for layer in stage.layers),
-        states=states,
-        num_parameters=share.dense + share.expert,
-        tied_parameters=tied,
-        optimizer_s=_optimizer_time_s(stage, states, pricing, training),
-        optimizer_temporary_bytes=gradient_copy_bytes(stage.weights, degrees, training, vocab_padding=padding),
-    )
-
-
-def _with_tied_table(layer: LayerCost, stage: Stage, tied_parameters: int) -> LayerCost:
-    """The head holds its own copy of a tied table, or shares that of the embedding where both are on one stage."""
-    if layer.kind is not LayerKind.HEAD or not tied_parameters:
-        return layer
-    if stage.tied_copy is None:
-        return replace(layer, shared_parameters=tied_parameters)
-    return replace(layer, dense_parameters=layer.dense_parameters + tied_parameters)
-
-
-def _optimizer_time_s(stage: Stage, states: StateBytes, pricing: Pricing, training: Training) -> float:
+def _optimizer_time_s(share: StageShare, pricing: Pricing, training: Training) -> float:
     """Seconds of the gradient norm and the update on one rank (E7.1, E7.2).
 
     Bytes: states read and written, gradient read twice (norm and update), weight written: 30 a parameter for Adam in
@@ -202,14 +154,14 @@ def _optimizer_time_s(stage: Stage, states: StateBytes, pricing: Pricing, traini
     degrees, padding = pricing.degrees, pricing.workload.vocab_padding
     updated = 0
     seconds = 0.0
-    for weight in stage.weights:
+    for weight in share.stage.weights:
         if weight.trained:
             updated += updated_elements(weight, degrees, vocab_padding=padding)
             if training.optimizer is Optimizer.MUON and is_orthogonalised(weight):
                 ranks = shard_group_of(weight, degrees) if degrees.zero >= 1 else 1
                 seconds += _newton_schulz_s(matrix_of(weight, degrees, vocab_padding=padding), pricing) / ranks
     types = training.types
-    moved = 2 * states.optimizer + updated * (2 * types.gradients.bytes + types.parameters.bytes)
+    moved = 2 * share.states.optimizer + updated * (2 * types.gradients.bytes + types.parameters.bytes)
     return seconds + float(elementwise_time_s(pricing.kernels, moved))
 
 

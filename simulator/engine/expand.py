@@ -42,12 +42,14 @@ class LoggedTimes:
 
     def counter_log(self, class_index: int) -> CounterLog:
         """Return the changes of one class."""
-        keys, rows, _ = self.changes_by_stream(class_index)
+        keys, rows, begin = self.changes_by_stream(class_index)
+        places, steps = np.empty_like(rows), np.empty_like(rows)
+        _order_changes(keys, begin, places, steps)
         return CounterLog(
-            time_ps=keys >> 1,
-            at_start=(keys & 1).astype(np.bool_),
-            counter=self.changes[rows, CHANGE_COUNTER].astype(np.int32),
-            delta=self.changes[rows, CHANGE_DELTA],
+            time_ps=keys[places] >> 1,
+            step=steps,
+            counter=self.changes[rows[places], CHANGE_COUNTER].astype(np.int32),
+            delta=self.changes[rows[places], CHANGE_DELTA],
             initial=self.initial[class_index],
         )
 
@@ -78,7 +80,9 @@ class LoggedTimes:
         initial = self.initial[class_index]
         keys, rows, begin = self.changes_by_stream(class_index)
         extremes = np.tile(np.array([*initial, sum(initial)], dtype=np.int64), (4, 1))
-        time_ps = _merge_changes(keys, rows, begin, self.changes, extremes)
+        places, steps = np.empty_like(rows), np.empty_like(rows)
+        _order_changes(keys, begin, places, steps)
+        time_ps = _find_extremes(keys, rows, places, steps, self.changes, extremes)
         levels = [tuple(row) for row in extremes.tolist()]
         return CounterPeak(
             time_ps=int(time_ps),
@@ -142,38 +146,42 @@ def _expand_changes(num_times, blocks, call_block, log, changes_begin, changes, 
 
 
 @numba.njit(cache=True)
-def _merge_changes(keys, rows, begin, changes, extremes):  # type: ignore[no-untyped-def]
-    """Go through the changes of all streams in time order, write the extremes, return the time of the peak."""
+def _order_changes(keys, begin, places, steps):  # type: ignore[no-untyped-def]
+    """Write the places of the changes in the order in which they apply, and the step of each."""
+    heads = begin[:-1].copy()
+    done, step = 0, 0
+    while done < len(places):
+        chosen = -1
+        for stream in range(len(heads)):
+            if heads[stream] < begin[stream + 1] and (chosen < 0 or keys[heads[stream]] < keys[heads[chosen]]):
+                chosen = stream
+        key = keys[heads[chosen]]
+        while heads[chosen] < begin[chosen + 1] and keys[heads[chosen]] == key:
+            places[done], steps[done] = heads[chosen], step
+            heads[chosen] += 1
+            done += 1
+        step += 1
+
+
+@numba.njit(cache=True)
+def _find_extremes(keys, rows, places, steps, changes, extremes):  # type: ignore[no-untyped-def]
+    """Go through the changes in order, write the extremes, return the time of the peak."""
     num_counters = extremes.shape[1] - 1
     level = extremes[FINAL]
-    steps = np.zeros((2, num_counters), dtype=np.int64)
-    heads = begin[:-1].copy()
     time_of_peak = 0
-    while True:
-        now = -1
-        for stream in range(len(heads)):
-            if heads[stream] < begin[stream + 1]:
-                time = keys[heads[stream]] >> 1
-                if now < 0 or time < now:
-                    now = time
-        if now < 0:
-            return time_of_peak
-        for stream in range(len(heads)):
-            while heads[stream] < begin[stream + 1] and keys[heads[stream]] >> 1 == now:
-                row = rows[heads[stream]]
-                steps[keys[heads[stream]] & 1, changes[row, CHANGE_COUNTER]] += changes[row, CHANGE_DELTA]
-                heads[stream] += 1
-        for kind in range(2):
-            for counter in range(num_counters):
-                level[counter] += steps[kind, counter]
-                level[num_counters] += steps[kind, counter]
-                steps[kind, counter] = 0
-                extremes[HIGHEST, counter] = max(extremes[HIGHEST, counter], level[counter])
-            if level[num_counters] > extremes[AT_PEAK, num_counters]:
-                extremes[AT_PEAK] = level
-                time_of_peak = now
+    for number in range(len(places)):
+        row = rows[places[number]]
+        level[changes[row, CHANGE_COUNTER]] += changes[row, CHANGE_DELTA]
+        level[num_counters] += changes[row, CHANGE_DELTA]
+        if number + 1 < len(places) and steps[number + 1] == steps[number]:
+            continue
         for counter in range(num_counters + 1):
+            extremes[HIGHEST, counter] = max(extremes[HIGHEST, counter], level[counter])
             extremes[LOWEST, counter] = min(extremes[LOWEST, counter], level[counter])
+        if level[num_counters] > extremes[AT_PEAK, num_counters]:
+            extremes[AT_PEAK] = level
+            time_of_peak = keys[places[number]] >> 1
+    return time_of_peak
 
 
 def expand_spans(flat: FlatProgram, log: IntArray, class_indices: list[int]) -> npt.NDArray[np.void]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,6 +28,8 @@ COMPUTE = 0
 """The stream whose time is accounted."""
 END, MOVE, SHARE = range(3)
 """Priorities at one instant."""
+_Change = tuple[int, bool, int, CounterChange]
+"""Time, whether at the start of a task, its stream, the change."""
 
 
 @dataclass(slots=True, eq=False)
@@ -140,7 +142,7 @@ class _Simulation:
         self.resource_busy_ps = np.zeros(len(program.resources), dtype=np.int64)
         self.resource_users: defaultdict[int, int] = defaultdict(int)
         self.resource_since: dict[int, int] = {}
-        self.changes: list[list[tuple[int, bool, CounterChange]]] = [[] for _ in program.classes]
+        self.changes: list[list[_Change]] = [[] for _ in program.classes]
         self.spans: list[tuple[tuple[int, int, int], tuple[int, ...]]] = []
 
     def run(self) -> None:
@@ -204,7 +206,7 @@ class _Simulation:
                 self.time_ps[stream.class_index, BUBBLE] += self.now - stream.ready_ps
             if self.now > stream.free_ps:
                 stream.busy_since_ps = self.now
-            self.changes[stream.class_index] += [(self.now, True, change) for change in task.at_start]
+            self.changes[stream.class_index] += [(self.now, True, stream.number, change) for change in task.at_start]
             latency_ps = max(latency_ps, task.duration_ps)
             for demand in task.demands:
                 bytes_on[self.program.classes[stream.class_index].resources[demand.resource]] += demand.bytes
@@ -269,7 +271,7 @@ class _Simulation:
             self.busy_ps[stream.class_index, task.category] += duration_ps
             if stream.number == COMPUTE:
                 self.time_ps[stream.class_index, task.category] += duration_ps
-            self.changes[stream.class_index] += [(self.now, False, change) for change in task.at_end]
+            self.changes[stream.class_index] += [(self.now, False, stream.number, change) for change in task.at_end]
             routine, index = self.program.classes[stream.class_index].calls[call].tolist()
             place = (stream.class_index, stream.number)
             self.spans.append(
@@ -343,36 +345,33 @@ class _KeptLog:
     """The changes of the counters of all classes."""
 
     program: Program
-    changes: list[list[tuple[int, bool, CounterChange]]]
+    changes: list[list[_Change]]
 
     def counter_log(self, class_index: int) -> CounterLog:
         """Return the changes of one class."""
-        changes = self.changes[class_index]
+        steps = list(_steps(self.changes[class_index]))
+        changes = [change for step in steps for change in step]
         return CounterLog(
-            time_ps=np.array([time_ps for time_ps, _, _ in changes], dtype=np.int64),
-            at_start=np.array([at_start for _, at_start, _ in changes], dtype=np.bool_),
-            counter=np.array([change.counter for _, _, change in changes], dtype=np.int32),
-            delta=np.array([change.delta for _, _, change in changes], dtype=np.int64),
+            time_ps=np.array([time_ps for time_ps, *_ in changes], dtype=np.int64),
+            step=np.repeat(np.arange(len(steps)), [len(step) for step in steps]),
+            counter=np.array([change.counter for *_, change in changes], dtype=np.int32),
+            delta=np.array([change.delta for *_, change in changes], dtype=np.int64),
             initial=self.program.classes[class_index].initial,
         )
 
 
-def _peak(program: Program, class_index: int, changes: list[tuple[int, bool, CounterChange]]) -> CounterPeak:
+def _peak(program: Program, class_index: int, changes: list[_Change]) -> CounterPeak:
     """Return the extremes of the counters of one class."""
     level = list(program.classes[class_index].initial)
     time_of_peak, at_peak, highest, lowest, lowest_total = 0, list(level), list(level), list(level), sum(level)
-    at_instant: defaultdict[tuple[int, bool], list[CounterChange]] = defaultdict(list)
-    for time_ps, at_start, change in changes:
-        at_instant[time_ps, at_start].append(change)
-    for time_ps in sorted({time_ps for time_ps, _ in at_instant}):
-        for at_start in (False, True):
-            for change in at_instant[time_ps, at_start]:
-                level[change.counter] += change.delta
-            if sum(level) > sum(at_peak):
-                time_of_peak, at_peak = time_ps, list(level)
-            highest = [max(pair) for pair in zip(highest, level, strict=True)]
+    for step in _steps(changes):
+        for *_, change in step:
+            level[change.counter] += change.delta
+        highest = [max(pair) for pair in zip(highest, level, strict=True)]
         lowest = [min(pair) for pair in zip(lowest, level, strict=True)]
         lowest_total = min(lowest_total, sum(level))
+        if sum(level) > sum(at_peak):
+            time_of_peak, at_peak = step[0][0], list(level)
     return CounterPeak(
         time_ps=time_of_peak,
         at_peak=tuple(at_peak),
@@ -381,3 +380,18 @@ def _peak(program: Program, class_index: int, changes: list[tuple[int, bool, Cou
         lowest=tuple(lowest),
         lowest_total=lowest_total,
     )
+
+
+def _steps(changes: list[_Change]) -> Iterator[list[_Change]]:
+    """Yield the changes that apply at once, in the order of `CounterPeak`."""
+    queues: defaultdict[int, deque[_Change]] = defaultdict(deque)
+    for change in changes:
+        queues[change[2]].append(change)
+    while queues:
+        queue = queues[min(queues, key=lambda stream: queues[stream][0][:3])]
+        step = [queue.popleft()]
+        while queue and queue[0][:2] == step[0][:2]:
+            step.append(queue.popleft())
+        if not queue:
+            del queues[step[0][2]]
+        yield step

@@ -40,12 +40,12 @@ SPAN_DTYPE = np.dtype(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CounterLog:
-    """Every change of the counters of one class, in no particular order; arrays have one entry for each change."""
+    """Every change of the counters of one class, in the order of `CounterPeak`; each array has an entry for each."""
 
     time_ps: IntArray
     """When."""
-    at_start: npt.NDArray[np.bool_]
-    """True for a change when a task begins, False when it ends."""
+    step: IntArray
+    """Number of the step that it belongs to, not falling: changes of one step apply at once."""
     counter: npt.NDArray[np.int32]
     """Which counter."""
     delta: IntArray
@@ -65,9 +65,9 @@ class CounterSource(Protocol):
 class CounterPeak:
     """Extremes of the counters of one class.
 
-    At one instant all `at_end` changes come first, then all `at_start` changes. A level counts for the peak after
-    either of the two; it counts for the lowest level only after both, so that a task that takes no time cannot
-    seem to free what it has not yet taken.
+    The changes of one stream come in the order of its program, also at one instant: those at the end of a task that
+    takes no time after those at its start. Of several streams those at the end of tasks come first, then by the
+    stream's number. What one stream changes in a row at one instant, at starts or at ends, is one step.
     """
 
     time_ps: int
@@ -124,13 +124,11 @@ def counter_track(timeline: Timeline, class_index: int) -> tuple[IntArray, IntAr
 
     Returns:
         Times in picoseconds `[n]`, not falling, and levels `[n, num_counters]` from each time on. The first row is
-        the initial level at time 0. An instant has a row after its `at_end` changes, if it has any, and one after
-        its `at_start` changes, if it has any.
+        the initial level at time 0, each other that after a step of `CounterPeak`.
     """
     log = timeline.counter_source.counter_log(class_index)
-    # A row is a pair (time, kind); at_end (kind 0) sorts before at_start (kind 1).
-    keys, row_of_change = np.unique(log.time_ps * 2 + log.at_start, return_inverse=True)
-    steps = np.zeros((len(keys) + 1, len(log.initial)), dtype=np.int64)
+    _, first, row_of_change = np.unique(log.step, return_index=True, return_inverse=True)
+    steps = np.zeros((len(first) + 1, len(log.initial)), dtype=np.int64)
     steps[0] = log.initial
     np.add.at(steps, (row_of_change + 1, log.counter), log.delta)
-    return np.concatenate([np.zeros(1, dtype=np.int64), keys // 2]), np.cumsum(steps, axis=0)
+    return np.concatenate([np.zeros(1, dtype=np.int64), log.time_ps[first]]), np.cumsum(steps, axis=0)

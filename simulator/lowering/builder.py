@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from simulator.cost.collectives import Traffic
+from simulator.cost.memory import ZERO, Levels, along
+from simulator.cost.stage_memory import At
 from simulator.engine import CounterChange, Demand, EventSlot, Routine, Task
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.parallel.mesh import Group
@@ -32,22 +34,6 @@ class Category(StrEnum):
 
 
 CATEGORIES = tuple(Category)
-
-
-class Memory(StrEnum):
-    """What memory counts as; the names of the report's categories."""
-
-    PARAMETERS = "parameters"
-    GRADIENTS = "gradients"
-    OPTIMIZER = "optimizer"
-    ACTIVATIONS = "activations"
-    LOGITS = "logits"
-    TEMPORARY = "temporary"
-    COMMUNICATION = "communication"
-    FRAMEWORK = "framework"
-
-
-MEMORY = tuple(Memory)
 
 
 class Message(StrEnum):
@@ -152,6 +138,8 @@ class WrittenRoutine:
     """The tasks."""
     exchanges: tuple[Exchange, ...]
     """Its collectives and messages."""
+    swings: tuple[At, ...]
+    """What it does to memory, in the order of the program."""
 
 
 @dataclass(slots=True)
@@ -164,6 +152,7 @@ class RoutineBuilder:
     """Whether a party meets other rank classes: false for groups folded into one."""
     tasks: list[Task] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
+    swings: list[At] = field(default_factory=list)
     _seconds: float = 0.0
     _label: str = ""
     _category: Category = Category.COMPUTE
@@ -198,34 +187,38 @@ class RoutineBuilder:
                 return
         self._emit(records=event)
 
-    def hold(self, counter: Memory, count: int) -> None:
-        """Takes memory when the compute that follows begins."""
-        self.hold_all({counter: count})
+    def memory(self, *swings: At) -> None:
+        """Takes and gives back tensors between the compute so far and what follows."""
+        self.swings += swings
+        peak, net = along(ZERO, (at.swing for at in swings))
+        self._change(before=peak, after=_minus(net, peak))
 
-    def hold_all(self, changes: dict[Memory, int]) -> None:
-        """Takes memory of several categories at once."""
+    def enter(self, at: At) -> None:
+        """Takes the memory of a layer up to its highest point, when the compute that follows begins."""
+        self.swings.append(at)
         if self._seconds:
             self.cut()
-        self._raises += [
-            CounterChange(counter=MEMORY.index(counter), delta=int(count))
-            for counter, count in changes.items()
-            if count
-        ]
+        self._raises += _changes(at.swing.peak)
 
-    def free_all(self, changes: dict[Memory, int]) -> None:
-        """Gives memory back when the compute so far ends."""
-        freed = tuple(
-            CounterChange(counter=MEMORY.index(counter), delta=-int(count))
-            for counter, count in changes.items()
-            if count
-        )
-        if not freed:
+    def leave(self, at: At) -> None:
+        """Settles the memory of a layer when the compute so far ends."""
+        self._at_end(_changes(_minus(at.swing.net, at.swing.peak)))
+
+    def _change(self, *, before: Levels, after: Levels) -> None:
+        if any(before):
+            if self._seconds:
+                self.cut()
+            self._raises += _changes(before)
+        self._at_end(_changes(after))
+
+    def _at_end(self, changes: tuple[CounterChange, ...]) -> None:
+        if not changes:
             return
         self.cut()
         compute = self.registry.streams.number(COMPUTE_STREAM)
         if not self.tasks or self.tasks[-1].stream != compute:
             self._emit(records=None)
-        self.tasks[-1] = replace(self.tasks[-1], at_end=self.tasks[-1].at_end + freed)
+        self.tasks[-1] = replace(self.tasks[-1], at_end=self.tasks[-1].at_end + changes)
 
     def blocking(self, exchange: Exchange | None, *, party: Party, category: Category) -> None:
         """Adds a transfer that compute waits for: it stands on the compute stream itself."""
@@ -243,8 +236,6 @@ class RoutineBuilder:
         category: Category,
         waits: tuple[int, ...] = (),
         records: int | None = None,
-        at_start: dict[Memory, int] | None = None,
-        at_end: dict[Memory, int] | None = None,
     ) -> None:
         """Adds a transfer on a stream of its own."""
         self.cut()
@@ -255,14 +246,16 @@ class RoutineBuilder:
             category=category,
             waits=waits,
             records=records,
-            at_start=_changes(at_start),
-            at_end=_changes(at_end),
         )
 
     def done(self) -> WrittenRoutine:
         """Returns the routine."""
         self.cut()
-        return WrittenRoutine(routine=Routine(name=self.name, tasks=tuple(self.tasks)), exchanges=tuple(self.exchanges))
+        return WrittenRoutine(
+            routine=Routine(name=self.name, tasks=tuple(self.tasks)),
+            exchanges=tuple(self.exchanges),
+            swings=tuple(self.swings),
+        )
 
     def _emit(self, *, records: int | None) -> None:
         self.tasks.append(
@@ -288,8 +281,6 @@ class RoutineBuilder:
         category: Category,
         waits: tuple[int, ...] = (),
         records: int | None = None,
-        at_start: tuple[CounterChange, ...] = (),
-        at_end: tuple[CounterChange, ...] = (),
     ) -> None:
         slot = None
         if self.meets(party):
@@ -305,8 +296,6 @@ class RoutineBuilder:
                 communicator=slot,
                 waits=waits,
                 records=records,
-                at_start=at_start,
-                at_end=at_end,
             )
         )
 
@@ -325,9 +314,11 @@ def _demands(exchange: Exchange) -> tuple[Demand, ...]:
     )
 
 
-def _changes(changes: dict[Memory, int] | None) -> tuple[CounterChange, ...]:
-    if not changes:
-        return ()
-    return tuple(
-        CounterChange(counter=MEMORY.index(counter), delta=int(delta)) for counter, delta in changes.items() if delta
-    )
+def _changes(levels: Levels) -> tuple[CounterChange, ...]:
+    """Changes of counters, what falls first: no sum on the way is above the last."""
+    changes = [CounterChange(counter=counter, delta=int(delta)) for counter, delta in enumerate(levels) if delta]
+    return tuple(sorted(changes, key=lambda change: change.delta))
+
+
+def _minus(levels: Levels, others: Levels) -> Levels:
+    return tuple(level - other for level, other in zip(levels, others, strict=True))

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
 from simulator.cost.pricing import LayerCost, StageCost
-from simulator.lowering.builder import Category, Exchange, Memory, RoutineBuilder
+from simulator.cost.stage_memory import MemoryRules
+from simulator.lowering.builder import Category, Exchange, RoutineBuilder
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.mesh import Group
-from simulator.parallel.sharding import activation_bytes
 from simulator.parallel.training import Training
 
 DATA_STREAM = "dp"
@@ -24,24 +24,24 @@ class DataLowering:
     """Priced collectives."""
     training: Training
     """The recipe."""
-    zero: int
-    """ZeRO stage."""
+    memory: MemoryRules
+    """What is gathered and reduced when."""
     prefetch: int
     """Layers gathered ahead under zero 3."""
-    reduces_once: bool
-    """Whether gradients are reduced after the last microbatch only; else after every one."""
 
     @property
-    def gathered_element_bytes(self) -> int:
-        """Bytes of a gathered parameter: under zero 3 cast to the compute type before it travels (FSDP, E3.1)."""
-        types = self.training.types
-        if self.zero < 3:
-            return types.parameters.bytes
-        return min(types.parameters.bytes, activation_bytes(types.compute))
+    def zero(self) -> int:
+        """ZeRO stage."""
+        return self.memory.zero
+
+    @property
+    def reduces_once(self) -> bool:
+        """Whether gradients are reduced after the last microbatch only; else after every one."""
+        return self.memory.reduces_once
 
     def gathers(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
         """Returns the all-gathers of so many parameters of a rank (counted unsharded)."""
-        size = self.gathered_element_bytes
+        size = self.memory.gathered_element_bytes
         wanted = ((Group.SHARD, dense), (Group.EXPERT_SHARD, expert))
         return _present(
             (self.transfers.collective(group, Collective.ALL_GATHER, size * count), group) for group, count in wanted
@@ -69,41 +69,6 @@ class DataLowering:
                 found.append((self.transfers.collective(replica, Collective.ALL_REDUCE, share), replica))
         return _present(found)
 
-    def gathered_bytes(self, layer: LayerCost) -> int:
-        """Returns the bytes of a layer's gathered parameters, as far as they are sharded at all (E3.3)."""
-        dense = layer.dense_parameters + layer.shared_parameters if self._has_peers(Group.SHARD) else 0
-        expert = layer.expert_parameters if self._has_peers(Group.EXPERT_SHARD) else 0
-        return self.gathered_element_bytes * (dense + expert)
-
-    def unsharded_gradient_bytes(self, layer: LayerCost) -> int:
-        """Returns the bytes of a layer's gradients before they are scattered; 0 where they are the resident ones."""
-        if self.zero < 2:
-            return 0
-        return self.training.types.gradients.bytes * self._reduced_parameters(
-            layer, between_replicas=not self.reduces_once
-        )
-
-    def reduce_buffer_bytes(self, layer: LayerCost) -> int:
-        """Returns the copy of a layer's gradients in the type of the network, if that is another type (E3.3)."""
-        types = self.training.types
-        if types.reduce is types.gradients:
-            return 0
-        return types.reduce.bytes * self._reduced_parameters(layer, between_replicas=True)
-
-    def _reduced_parameters(self, layer: LayerCost, *, between_replicas: bool) -> int:
-        """Returns a layer's parameters with peers in their shard group or, where those count, in other replicas."""
-        return sum(
-            count
-            for shard, replica, count in (
-                (Group.SHARD, Group.REPLICA, layer.dense_parameters),
-                (Group.EXPERT_SHARD, Group.EXPERT_REPLICA, layer.expert_parameters),
-            )
-            if self._has_peers(shard) or (between_replicas and self._has_peers(replica))
-        )
-
-    def _has_peers(self, group: Group) -> bool:
-        return self.transfers.mesh.shapes[group].size > 1
-
 
 def _present(found: Iterable[tuple[Exchange | None, Group]]) -> list[tuple[Exchange, Group]]:
     return [(exchange, group) for exchange, group in found if exchange is not None]
@@ -116,20 +81,16 @@ def run_transfers(
     beside: bool,
     waits: tuple[int, ...] = (),
     records: int | None = None,
-    at_start: dict[Memory, int] | None = None,
-    at_end: dict[Memory, int] | None = None,
 ) -> None:
     """Adds data-parallel transfers, one after the other, on a stream of their own or in the way of compute.
 
-    The first waits and takes memory, the last records and frees.
+    The first waits, the last records.
     """
     if not beside:
         for event in waits:
             build.wait(event)
-        build.hold_all(at_start or {})
         for exchange, group in exchanges:
             build.blocking(exchange, party=group, category=Category.DATA)
-        build.free_all({counter: -delta for counter, delta in (at_end or {}).items()})
         if records is not None:
             build.record(records)
         return
@@ -142,8 +103,6 @@ def run_transfers(
             category=Category.DATA,
             waits=waits if number == 0 else (),
             records=records if is_last else None,
-            at_start=at_start if number == 0 else None,
-            at_end=at_end if is_last else None,
         )
 
 
@@ -151,30 +110,19 @@ def scatter_gradients(
     layer: LayerCost, build: RoutineBuilder, data: DataLowering, *, place: str, finished: int | None
 ) -> None:
     """Reduces the gradients of a layer as soon as its backward is done (zero 2 and 3), every microbatch."""
-    freed = {Memory.GRADIENTS: data.unsharded_gradient_bytes(layer)}
     exchanges = data.reductions(layer.dense_parameters, layer.expert_parameters)
     if not exchanges:
-        build.free_all(freed)
         if finished is not None:
             build.record(finished)
         return
     ready = build.registry.event(f"{place} gradients are ready")
     build.record(ready)
-    buffer = data.reduce_buffer_bytes(layer)
-    run_transfers(
-        exchanges,
-        build,
-        beside=data.training.overlap.dp,
-        waits=(ready,),
-        records=finished,
-        at_start={Memory.TEMPORARY: buffer},
-        at_end={Memory.TEMPORARY: -buffer, Memory.GRADIENTS: -freed[Memory.GRADIENTS]},
-    )
+    run_transfers(exchanges, build, beside=data.training.overlap.dp, waits=(ready,), records=finished)
 
 
 @dataclass(slots=True)
 class Gathers:
-    """FSDP around the layers of one pass: parameters gathered before use, `prefetch` layers ahead, freed after."""
+    """FSDP around the layers of one pass: parameters gathered before use, `prefetch` layers ahead."""
 
     stage: StageCost
     build: RoutineBuilder
@@ -200,15 +148,9 @@ class Gathers:
                     beside=self.data.training.overlap.dp,
                     waits=(start,),
                     records=self._event(ahead),
-                    at_start={Memory.TEMPORARY: self.data.gathered_bytes(self.stage.layers[ahead])},
                 )
         if self._exchanges(position):
             self.build.wait(self._event(position))
-
-    def after(self, position: int) -> None:
-        """Frees the gathered parameters of a layer."""
-        if self._exchanges(position):
-            self.build.free_all({Memory.TEMPORARY: self.data.gathered_bytes(self.stage.layers[position])})
 
     def _exchanges(self, position: int) -> list[tuple[Exchange, Group]]:
         layer = self.stage.layers[position]

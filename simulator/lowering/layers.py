@@ -52,7 +52,14 @@ class LayerLowering:
         return int(self.transfers.mesh.degrees.cp)
 
 
-def lower_forward(layer: LayerCost, build: RoutineBuilder, lowering: LayerLowering, *, place: str) -> None:
+def lower_forward(
+    layer: LayerCost,
+    build: RoutineBuilder,
+    lowering: LayerLowering,
+    *,
+    place: str,
+    blocks: tuple[BlockCost, ...] | None = None,
+) -> None:
     """Adds the forward pass of a layer.
 
     Args:
@@ -60,8 +67,9 @@ def lower_forward(layer: LayerCost, build: RoutineBuilder, lowering: LayerLoweri
         build: the routine being written.
         lowering: what all layers share.
         place: a name for this layer in its routine, for events.
+        blocks: those of its blocks that run; default: all.
     """
-    for block in layer.blocks:
+    for block in layer.blocks if blocks is None else blocks:
         _BlockLowering(block, build, lowering, f"{place} {block.name}").forward(layer.kind)
 
 

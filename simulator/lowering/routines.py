@@ -13,7 +13,6 @@ from simulator.lowering.builder import (
     Category,
     Direction,
     Exchange,
-    Memory,
     Message,
     Party,
     Registry,
@@ -70,15 +69,17 @@ class RoutineWriter:
                 for index, bucket in enumerate(self._buckets(chunk.cost, backward=False))
                 if self._bucket_gathers(chunk.cost, bucket)
             }
+        memory = self.passes.memory.forward(chunk.cost.share, keeps_output=self._keeps_output(chunk))
         lower_forward_pass(
             chunk.cost,
             build,
             self.passes,
             place=f"chunk {number}",
-            keeps_output=self._keeps_output(chunk),
+            memory=memory,
             gathered=gathered,
         )
         self._send(build, chunk, chunk.next, Message.ACTIVATION)
+        build.memory(*memory.end)
         return build.done()
 
     def backward(self, chunk: Chunk, *, first: bool, last: bool) -> WrittenRoutine:
@@ -103,16 +104,12 @@ class RoutineWriter:
                 bucket[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
                 for index, bucket in enumerate(buckets)
             }
-        lower_backward_pass(
-            chunk.cost,
-            build,
-            self.passes,
-            place=f"chunk {number}",
-            keeps_output=self._keeps_output(chunk),
-            begins_gradients=first or not data.reduces_once,
-            finished=finished,
+        memory = self.passes.memory.backward(
+            chunk.cost.share, first=first, last=last, keeps_output=self._keeps_output(chunk)
         )
+        lower_backward_pass(chunk.cost, build, self.passes, place=f"chunk {number}", memory=memory, finished=finished)
         self._send(build, chunk, chunk.previous, Message.GRADIENT)
+        build.memory(*memory.end)
         if reduces_beside:
             reductions = [(bucket, self._bucket_reductions(chunk.cost, bucket)) for bucket in buckets]
             reductions = [(bucket, exchanges) for bucket, exchanges in reductions if exchanges]
@@ -124,7 +121,6 @@ class RoutineWriter:
                     beside=True,
                     waits=(finished[bucket[-1]],),
                     records=self.registry.event(_reduced(number), shared_over_calls=True) if is_last else None,
-                    at_end={Memory.GRADIENTS: -self._unsharded_bytes(chunk.cost, bucket)},
                 )
         return build.done()
 
@@ -149,18 +145,18 @@ class RoutineWriter:
             if blocking_data:
                 for exchange, group in reductions:
                     build.blocking(exchange, party=group, category=Category.DATA)
-                build.free_all({Memory.GRADIENTS: self._unsharded_bytes(chunk.cost, layers)})
             elif reductions:
                 build.wait(self.registry.event(_reduced(chunk.number), shared_over_calls=True))
+            build.memory(*self.passes.memory.end_of_step(chunk.cost.share))
         self._reduce_replicated(build, chunks)
         self._reduce_tied_table(build, chunks)
         norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
         if norm is not None:
             build.blocking(norm, party=Group.WORLD, category=Category(norm.axis))
-        temporary = {Memory.TEMPORARY: sum(chunk.cost.optimizer_temporary_bytes for chunk in chunks)}
-        build.hold_all(temporary)
+        taken, given_back = self.passes.memory.update([chunk.cost.share for chunk in chunks])
+        build.memory(taken)
         build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
-        build.free_all(temporary)
+        build.memory(given_back)
         if data.zero in (1, 2) and not training.overlap.dp:
             for chunk in chunks:
                 for exchange, group in self._bucket_gathers(chunk.cost, range(len(chunk.cost.layers))):
@@ -224,22 +220,7 @@ class RoutineWriter:
         return -(-self.passes.boundary_bytes // tp) if self._scatters_messages else self.passes.boundary_bytes
 
     def _buckets(self, stage: StageCost, *, backward: bool) -> list[list[int]]:
-        """Positions of the layers of each bucket, in the order of the pass (E3.4)."""
-        replicas = self.passes.data.transfers.mesh.degrees.replicas
-        smallest = max(self.assumptions.gradient_bucket_elements, ELEMENTS_PER_REPLICA * replicas)
-        order = range(len(stage.layers))
-        buckets: list[list[int]] = [[]]
-        filled = 0
-        for position in reversed(order) if backward else order:
-            if filled >= smallest:
-                buckets.append([])
-                filled = 0
-            buckets[-1].append(position)
-            filled += sum(self._totals(stage, [position]))
-        return buckets
-
-    def _unsharded_bytes(self, stage: StageCost, positions: Sequence[int]) -> int:
-        return sum(self.passes.data.unsharded_gradient_bytes(stage.layers[position]) for position in positions)
+        return self.passes.memory.buckets(stage.share, backward=backward)
 
     def _totals(self, stage: StageCost, positions: Sequence[int]) -> tuple[int, int]:
         layers = [stage.layers[position] for position in positions]
@@ -256,7 +237,7 @@ class RoutineWriter:
         degrees = self.passes.data.transfers.mesh.degrees
         if degrees.sequence == 1:
             return
-        count = sum(layer.replicated_parameters for chunk in chunks for layer in chunk.cost.layers)
+        count = int(sum(layer.replicated_parameters for chunk in chunks for layer in chunk.cost.share.layers))
         size = self.passes.training.types.reduce.bytes
         exchange = self.passes.data.transfers.collective(Group.TENSOR, Collective.ALL_REDUCE, size * count)
         build.blocking(exchange, party=Group.TENSOR, category=Category.TENSOR)
@@ -266,16 +247,12 @@ class RoutineWriter:
         transfers = self.passes.data.transfers
         pp = transfers.mesh.degrees.pp
         is_first, is_last = chunks[0].cost.stage.index == 0, chunks[-1].cost.stage.tied_copy is not None
-        count = chunks[0].cost.tied_parameters
+        count = int(chunks[0].cost.share.tied_parameters)
         if pp > 1 and count and (is_first or is_last):
             degrees = transfers.mesh.degrees
             share = shard(count, degrees.shard_group, degrees.zero >= 2)
             exchange = transfers.tied_table(self.passes.training.types.reduce.bytes * int(share))
             build.blocking(exchange, party=Tied.TABLE, category=Category.OTHER)
-
-
-ELEMENTS_PER_REPLICA = 1_000_000
-"""A bucket has at least this many elements for each data-parallel rank (Megatron-LM, E3.4)."""
 
 
 def _gathered(chunk: int, bucket: int) -> str:

@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from simulator.cost.memory import MEMORY, Memory
 from simulator.cost.pricing import StageCosts
 from simulator.engine import Communicator, Program, RankClass, Resource
 from simulator.engine.program import LONGEST_STEP_PS, longest_ps
@@ -16,9 +17,7 @@ from simulator.errors import ScenarioError, Violation
 from simulator.lowering.builder import (
     CATEGORIES,
     COMPUTE_STREAM,
-    MEMORY,
     Exchange,
-    Memory,
     Names,
     Registry,
     WrittenRoutine,
@@ -29,7 +28,7 @@ from simulator.lowering.members import Membership, folded_members, single_member
 from simulator.lowering.passes import PassLowering
 from simulator.lowering.routines import Chunk, RoutineWriter
 from simulator.lowering.transfers import Transfers
-from simulator.parallel.assumptions import Assumptions, GradientReduction
+from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh, Group
 from simulator.parallel.training import Training
@@ -95,11 +94,10 @@ def lower_step(
         data=DataLowering(
             transfers=transfers,
             training=training,
-            zero=int(mesh.degrees.zero),
+            memory=costs.memory,
             prefetch=assumptions.fsdp_prefetch_layers,
-            reduces_once=mesh.degrees.zero < 2
-            or (mesh.degrees.zero == 2 and assumptions.zero2_reduction is GradientReduction.LAST_MICROBATCH),
         ),
+        memory=costs.memory,
         boundary_bytes=costs.boundary_bytes,
     )
     writer = RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
@@ -250,7 +248,7 @@ class _StepLowering:
 
     def _initial(self, rank: int) -> tuple[int, ...]:
         """The steady level of each memory category: states, communicator buffers, device context (E3.13)."""
-        states = [self.costs.stages[stage].states for stage in self.schedule.stages_of(rank)]
+        states = [self.costs.stages[stage].share.states for stage in self.schedule.stages_of(rank)]
         groups = sum(shape.size > 1 for group, shape in self.mesh.shapes.items() if group is not Group.WORLD)
         pipeline_neighbours = NUM_DIRECTIONS if self.schedule.pp > 1 else 0
         assumptions = self.writer.assumptions

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from simulator.model.attention import gathered, reduced
+from simulator.model.kernels import FUSED, ExpertWeighting, Kernels
 from simulator.model.layers import Block
 from simulator.model.normalisation import norm, residual
-from simulator.model.operators import ExpertMatMul, MatMul, Operator, Streamed
+from simulator.model.operators import ExpertMatMul, MatMul, Move, Operator, Part, Streamed, Way
 from simulator.model.spec import Experts, ModelSpec
-from simulator.model.tensors import Axes, Element, Kept, TensorAxis, Tokens, Weight
+from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
 
 GATED_FORWARD_BYTES, GATED_BACKWARD_BYTES = 6.0, 10.0
 """Bytes an output element of SwiGLU: forward two reads, one write; backward three reads, two writes (E6.3)."""
@@ -16,24 +18,31 @@ PERMUTE_BYTES = 4.0
 """Bytes an element of sorting tokens by expert: read and write. Derived."""
 
 
-def mlp_block(spec: ModelSpec, *, width: int) -> Block:
-    """Returns a dense MLP: 2·h·f parameters, 3·h·f if gated, f + h biases (E1.6)."""
+def mlp_block(spec: ModelSpec, *, width: int, source: str, result: str, kernels: Kernels = FUSED) -> Block:
+    """Returns a dense MLP: 2·h·f parameters, 3·h·f if gated, f + h biases (E1.6).
+
+    Args:
+        spec: the model.
+        width: of its hidden layer, f.
+        source: the tensor of the residual stream that it reads.
+        result: the tensor that it adds its output up to.
+        kernels: which operators are fused.
+    """
+    before = norm(spec, "mlp norm", source=source, kernels=kernels)
     return Block(
         name="mlp",
-        entry=(norm(spec, "mlp norm"),),
-        core=_mlp(spec, width=width, name="mlp"),
-        exit=residual(spec, "mlp"),
-        gathered_features=spec.hidden,
-        reduced_features=spec.hidden,
+        entry=(before,),
+        core=_mlp(spec, before.writes[0], width=width, name="mlp", kernels=kernels),
+        exit=residual(spec, "mlp", branches=("mlp branch",), source=source, result=result),
     )
 
 
-def experts_block(spec: ModelSpec, experts: Experts) -> Block:
+def experts_block(spec: ModelSpec, experts: Experts, *, source: str, result: str, kernels: Kernels = FUSED) -> Block:
     """Returns a mixture-of-experts MLP: router, routed experts, shared experts (E1.9).
 
     The router works on the tokens that a rank holds (split over the tensor group with sequence parallelism), so
     that no gather precedes dispatch; shared experts are an ordinary MLP of their summed width.
-    Kept, per token: E3.8 with x = 2h, the expert output, as its probability multiplies it.
+    Kept, per token: E3.8 with x = 2h or 2f_e, by `Kernels.expert_weighting`.
     """
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     router: Axes = ((TensorAxis.ROUTER, experts.count),)
@@ -41,85 +50,118 @@ def experts_block(spec: ModelSpec, experts: Experts) -> Block:
     if experts.router_bias:
         router_weights += (Weight(name="router_bias", axes=router, trained=False),)
     shared_width = experts.shared * (experts.shared_ffn or experts.ffn)
+    before = norm(spec, "mlp norm", source=source, kernels=kernels)
+    normed = before.writes[0]
+    logits = Tensor(name="router logits", tokens=Tokens.SEQUENCE, features=router, element=Element.FP32)
+    chosen = Tensor(
+        name="chosen experts",
+        tokens=Tokens.SEQUENCE,
+        features=((TensorAxis.LATENT, experts.top_k),),
+        element=Element.INDEX,
+    )
+    branches: tuple[str, ...] = ("routed branch",)
+    shared: tuple[Operator, ...] = ()
+    if shared_width:
+        shared = _mlp(spec, normed, width=shared_width, name="shared experts", kernels=kernels)
+        branches = ("routed branch", "shared experts branch")
     return Block(
         name="experts",
         entry=(
-            norm(spec, "mlp norm"),
+            before,
             MatMul(
                 name="router",
                 tokens=Tokens.SEQUENCE,
                 inputs=hidden,
                 outputs=router,
                 weights=router_weights,
-                kept=(
-                    Kept(name="router logits", tokens=Tokens.SEQUENCE, features=router, element=Element.FP32),
-                    Kept(
-                        name="chosen experts",
-                        tokens=Tokens.SEQUENCE,
-                        features=((TensorAxis.LATENT, experts.top_k),),
-                        element=Element.INDEX,
-                    ),
-                ),
+                reads=(normed.name,),
+                saves=(normed.name, logits.name, chosen.name),
+                writes=(logits, chosen),
             ),
         ),
-        core=_mlp(spec, width=shared_width, name="shared experts") if shared_width else (),
-        routed=_routed(spec, experts),
-        exit=residual(spec, "mlp"),
-        gathered_features=spec.hidden if shared_width else 0,
-        reduced_features=spec.hidden if shared_width else 0,
-        routed_features=spec.hidden,
+        core=shared,
+        routed=_routed(spec, experts, normed, kernels),
+        exit=residual(spec, "mlp", branches=branches, source=source, result=result),
     )
 
 
-def _mlp(spec: ModelSpec, *, width: int, name: str) -> tuple[Operator, ...]:
+def _mlp(spec: ModelSpec, source: Tensor, *, width: int, name: str, kernels: Kernels) -> tuple[Operator, ...]:
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     ffn: Axes = ((TensorAxis.FFN, width),)
-    up_names = ("gate", "up") if spec.gated_mlp else ("up",)
+    up_names = _up_names(spec)
     up_weights = tuple(Weight(name=f"{name} {up}", axes=hidden + ffn) for up in up_names)
     down_weights: tuple[Weight, ...] = (Weight(name=f"{name} down", axes=ffn + hidden),)
     if spec.biases:
         up_weights += tuple(Weight(name=f"{name} {up}_bias", axes=ffn) for up in up_names)
         down_weights += (Weight(name=f"{name} down_bias", axes=hidden),)
+    gather = gathered(source)
+    whole = gather.writes[0].name
+    ups = tuple(Tensor(name=f"{name} {up} output", tokens=Tokens.TENSOR, features=ffn) for up in up_names)
+    product = Tensor(name=f"{name} down input", tokens=Tokens.TENSOR, features=ffn, element=Element.GEMM_INPUT)
+    result = Tensor(name=f"{name} result", tokens=Tokens.TENSOR, features=hidden)
     return (
+        gather,
         MatMul(
             name=f"{name} {' and '.join(up_names)} projection",
             tokens=Tokens.TENSOR,
             inputs=hidden,
             outputs=(*ffn, (TensorAxis.LATENT, len(up_names))),
             weights=up_weights,
-            kept=tuple(Kept(name=f"{name} {up} output", tokens=Tokens.TENSOR, features=ffn) for up in up_names),
+            reads=(whole,),
+            saves=(source.name,),
+            gathers_again=(whole,),
+            writes=ups,
         ),
-        _activation(spec, Tokens.TENSOR, ffn, name),
+        _activation(spec, ups, product, name=name, kernels=kernels),
         MatMul(
             name=f"{name} down projection",
             tokens=Tokens.TENSOR,
             inputs=ffn,
             outputs=hidden,
             weights=down_weights,
-            kept=(Kept(name=f"{name} down input", tokens=Tokens.TENSOR, features=ffn, element=Element.GEMM_INPUT),),
+            reads=(product.name,),
+            saves=(product.name,),
+            writes=(result,),
         ),
+        reduced(name, result.name, spec.hidden),
     )
 
 
-def _routed(spec: ModelSpec, experts: Experts) -> tuple[Operator, ...]:
+def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels) -> tuple[Operator, ...]:
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     ffn: Axes = ((TensorAxis.EXPERT_FFN, experts.ffn),)
     all_experts: Axes = ((TensorAxis.EXPERTS, experts.count),)
-    up_names = ("gate", "up") if spec.gated_mlp else ("up",)
+    up_names = _up_names(spec)
     up_weights = tuple(Weight(name=f"expert {up}", axes=all_experts + hidden + ffn) for up in up_names)
     down_weights: tuple[Weight, ...] = (Weight(name="expert down", axes=all_experts + ffn + hidden),)
     if spec.biases:
         up_weights += tuple(Weight(name=f"expert {up}_bias", axes=all_experts + ffn) for up in up_names)
         down_weights += (Weight(name="expert down_bias", axes=all_experts + hidden),)
+    weighs_output = kernels.expert_weighting is ExpertWeighting.OUTPUT
+    ordered = Tensor(name="sorted tokens", tokens=Tokens.DISPATCHED, features=hidden)
+    arrived = Tensor(name="expert input", tokens=Tokens.ROUTED, features=hidden, element=Element.GEMM_INPUT)
+    ups = tuple(Tensor(name=f"expert {up} output", tokens=Tokens.ROUTED, features=ffn) for up in up_names)
+    product = Tensor(name="expert product", tokens=Tokens.ROUTED, features=ffn)
+    down_input = Tensor(name="expert down input", tokens=Tokens.ROUTED, features=ffn, element=Element.GEMM_INPUT)
+    result = Tensor(name="expert result", tokens=Tokens.ROUTED, features=hidden)
+    returned = Tensor(name="expert output", tokens=Tokens.DISPATCHED, features=hidden)
+    weighing: tuple[Operator, ...] = ()
+    if not weighs_output:
+        weighing = (
+            Streamed(
+                name="weigh activations",
+                tokens=Tokens.ROUTED,
+                features=ffn,
+                forward_bytes_per_element=PLAIN_FORWARD_BYTES,
+                backward_bytes_per_element=PLAIN_BACKWARD_BYTES,
+                reads=(product.name,),
+                writes=(down_input,),
+                saves=(product.name,),
+            ),
+        )
     return (
-        Streamed(
-            name="sort tokens by expert",
-            tokens=Tokens.DISPATCHED,
-            features=hidden,
-            forward_bytes_per_element=PERMUTE_BYTES,
-            backward_bytes_per_element=PERMUTE_BYTES,
-            kept=(Kept(name="expert input", tokens=Tokens.ROUTED, features=hidden, element=Element.GEMM_INPUT),),
-        ),
+        _permute("sort tokens by expert", reads=(source.name,), writes=(ordered,), hidden=hidden),
+        Move(name="dispatch", way=Way.DISPATCH, reads=(ordered.name,), writes=(arrived,)),
         ExpertMatMul(
             name=f"expert {' and '.join(up_names)} projection",
             inputs=hidden,
@@ -127,9 +169,12 @@ def _routed(spec: ModelSpec, experts: Experts) -> tuple[Operator, ...]:
             num_experts=experts.count,
             top_k=experts.top_k,
             weights=up_weights,
-            kept=tuple(Kept(name=f"expert {up} output", tokens=Tokens.ROUTED, features=ffn) for up in up_names),
+            reads=(arrived.name,),
+            saves=(arrived.name,),
+            writes=ups,
         ),
-        _activation(spec, Tokens.ROUTED, ffn, "expert"),
+        _activation(spec, ups, down_input if weighs_output else product, name="expert", kernels=kernels),
+        *weighing,
         ExpertMatMul(
             name="expert down projection",
             inputs=ffn,
@@ -137,29 +182,58 @@ def _routed(spec: ModelSpec, experts: Experts) -> tuple[Operator, ...]:
             num_experts=experts.count,
             top_k=experts.top_k,
             weights=down_weights,
-            kept=(
-                Kept(name="expert down input", tokens=Tokens.ROUTED, features=ffn, element=Element.GEMM_INPUT),
-                Kept(name="expert output", tokens=Tokens.DISPATCHED, features=hidden),
-            ),
+            reads=(down_input.name,),
+            saves=(down_input.name,),
+            writes=(result,),
         ),
-        Streamed(
-            name="weigh and unsort tokens",
-            tokens=Tokens.DISPATCHED,
-            features=hidden,
-            forward_bytes_per_element=PERMUTE_BYTES,
-            backward_bytes_per_element=PERMUTE_BYTES,
+        Move(name="combine", way=Way.COMBINE, reads=(result.name,), writes=(returned,)),
+        _permute(
+            "weigh and unsort tokens" if weighs_output else "unsort tokens",
+            reads=(returned.name,),
+            writes=(Tensor(name="routed branch", tokens=Tokens.SEQUENCE, features=hidden),),
+            saves=(returned.name,) if weighs_output else (),
+            hidden=hidden,
         ),
     )
 
 
-def _activation(spec: ModelSpec, tokens: Tokens, features: Axes, name: str) -> Streamed:
+def _permute(
+    name: str, *, reads: tuple[str, ...], writes: tuple[Tensor, ...], hidden: Axes, saves: tuple[str, ...] = ()
+) -> Streamed:
+    return Streamed(
+        name=name,
+        tokens=Tokens.DISPATCHED,
+        features=hidden,
+        forward_bytes_per_element=PERMUTE_BYTES,
+        backward_bytes_per_element=PERMUTE_BYTES,
+        reads=reads,
+        writes=writes,
+        saves=saves,
+    )
+
+
+def _up_names(spec: ModelSpec) -> tuple[str, ...]:
+    return ("gate", "up") if spec.gated_mlp else ("up",)
+
+
+def _activation(
+    spec: ModelSpec, sources: tuple[Tensor, ...], result: Tensor, *, name: str, kernels: Kernels
+) -> Streamed:
+    """SwiGLU or GELU; unfused, the activated gate is a tensor of its own, and kept (E3.6)."""
     forward, backward = (
         (GATED_FORWARD_BYTES, GATED_BACKWARD_BYTES) if spec.gated_mlp else (PLAIN_FORWARD_BYTES, PLAIN_BACKWARD_BYTES)
     )
+    gate: tuple[Tensor, ...] = ()
+    if spec.gated_mlp and not kernels.fused_activation:
+        gate = (Tensor(name=f"{name} activated gate", tokens=result.tokens, features=result.features),)
     return Streamed(
         name=f"{name} activation",
-        tokens=tokens,
-        features=features,
+        part=Part.ACTIVATION,
+        tokens=result.tokens,
+        features=result.features,
         forward_bytes_per_element=forward,
         backward_bytes_per_element=backward,
+        reads=tuple(tensor.name for tensor in sources),
+        writes=(result, *gate),
+        saves=(*(tensor.name for tensor in sources), *(tensor.name for tensor in gate)),
     )

@@ -4,8 +4,8 @@ A block is what stands between two residual additions. Its operators are grouped
 implementation does around them:
 
 ```
-entry (norm, router) -> [gather] -> core (column-parallel … row-parallel) -> [reduce] -> exit (dropout, residual)
-                     -> [dispatch] -> routed experts -> [combine] ->
+entry (norm, router) -> core: gather, column-parallel … row-parallel, reduce -> exit (dropout, residual)
+                     -> routed: dispatch, experts, combine                   ->
 ```
 """
 
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from simulator.model.operators import AttentionCore, ExpertMatMul, Operator, Streamed
+from simulator.errors import SimulatorFault
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Move, Operator, Way
 from simulator.model.spec import ModelSpec
-from simulator.model.tensors import Weight
+from simulator.model.tensors import Tensor, Weight
 
 
 class LayerKind(StrEnum):
@@ -38,37 +39,54 @@ class Block:
     entry: tuple[Operator, ...] = ()
     """On the tokens of the sequence region, before the gather."""
     core: tuple[Operator, ...] = ()
-    """On all tokens of the context rank, features split over the tensor group."""
+    """From the gather to the reduction: on all tokens of the context rank, features split over the tensor group."""
     routed: tuple[Operator, ...] = ()
-    """On routed tokens, between dispatch and combine."""
+    """On routed tokens, with dispatch and combine among them."""
     exit: tuple[Operator, ...] = ()
     """On the tokens of the sequence region, after the reduction."""
-    gathered_features: int = 0
-    """Features of a token that the gather before the core brings together; 0: the block has no gather."""
-    reduced_features: int = 0
-    """Features of a token that the reduction after the core adds up; 0: the block has no reduction."""
-    routed_features: int = 0
-    """Features of a token copy that dispatch and combine carry; 0: the block routes nothing."""
 
     @property
     def operators(self) -> tuple[Operator, ...]:
         """All operators of the block."""
         return self.entry + self.core + self.routed + self.exit
 
+    def moved_features(self, way: Way) -> int:
+        """Returns the features of a token (or of its routed copy) that the moves of one kind carry."""
+        return sum(item.features for item in self.operators if isinstance(item, Move) and item.way is way)
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
-    """A transformer layer, or the embedding, or the head with the loss."""
+    """A transformer layer, or the embedding, or the head with the loss; compared by identity, as equal ones are one."""
 
     kind: LayerKind
     """What the layer is."""
     blocks: tuple[Block, ...]
     """In order of the forward pass."""
+    input: Tensor
+    """What the layer before hands to it."""
+    output: str | None
+    """The tensor that it hands on; None: the head, which ends in a loss."""
 
     @cached_property
     def operators(self) -> tuple[Operator, ...]:
         """All operators of the layer."""
         return tuple(operator for block in self.blocks for operator in block.operators)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that its operators write, by name."""
+        tensors = [tensor for operator in self.operators for tensor in operator.writes]
+        by_name = {tensor.name: tensor for tensor in tensors}
+        if len(by_name) < len(tensors):
+            raise SimulatorFault(f"two tensors of a {self.kind} layer have the same name")
+        return by_name
+
+    @cached_property
+    def kept(self) -> tuple[Tensor, ...]:
+        """What autograd keeps of a forward pass without recompute, each tensor once; its input among them."""
+        names = dict.fromkeys(name for operator in self.operators for name in operator.saves)
+        return tuple(self.input if name == self.input.name else self.tensors[name] for name in names)
 
     @cached_property
     def weights(self) -> tuple[Weight, ...]:
@@ -130,7 +148,7 @@ class Model:
             operator.forward_flops_per_token
             for layer in (self.embedding, *self.layers, self.head)
             for operator in layer.operators
-            if not isinstance(operator, AttentionCore | Streamed)
+            if isinstance(operator, MatMul | ExpertMatMul)
         )
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Operators: what a layer computes, its weights, and what it keeps for the backward pass.
+"""Operators: what a layer computes, its weights, and the tensors that it reads, makes and saves for backward.
 
 An operator is one of a few kinds of work, each priced in `simulator.cost` from shapes:
 
@@ -8,31 +8,62 @@ An operator is one of a few kinds of work, each priced in `simulator.cost` from 
 | `AttentionCore` | 2·a·(d_qk + d_v)·keys FLOPs a token (E2.2) | 2 x, all of it I (E2.5) |
 | `ExpertMatMul` | one GEMM for each local expert | as `MatMul` |
 | `Streamed` | bytes through memory, no FLOPs worth counting (E6.3) | its own bytes |
+| `Move` | tokens change ranks; no compute | the opposite move |
+
+The operators of a layer are a small dataflow, as autograd sees it. A tensor lives from the operator that writes it
+to the last one that reads it, or, if an operator saves it, until that operator's backward; `simulator.cost.liveness`
+follows them through both passes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
-from simulator.model.tensors import Axes, Kept, Tokens, Weight, elements
+from simulator.model.tensors import Axes, Tensor, Tokens, Weight, elements
+
+
+class Part(StrEnum):
+    """Operators that selective recompute can name."""
+
+    NORM = "norm"
+    CORE_ATTENTION = "core_attention"
+    LATENT_UP_PROJECTION = "latent_up_projection"
+    ACTIVATION = "activation"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MatMul:
-    """A linear layer over the tokens."""
+class Dataflow:
+    """What every operator has: its name, its weights, and the tensors around it."""
 
     name: str
-    """For example `qkv projection`."""
+    """For example `query projection`."""
+    reads: tuple[str, ...] = ()
+    """Tensors that it needs, by name."""
+    writes: tuple[Tensor, ...] = ()
+    """Tensors that it makes; one that nobody reads or saves is a workspace of this operator."""
+    saves: tuple[str, ...] = ()
+    """Tensors that autograd keeps for this operator's backward: some of those above, or what they were made from."""
+    gathers_again: tuple[str, ...] = ()
+    """Tensors of a `Move` that backward needs once more: only their local part is saved (Korthikanti 2022)."""
+    backward_workspace: tuple[Tensor, ...] = ()
+    """Tensors alive only during its backward, beside the gradients of what it reads and writes."""
+    part: Part | None = None
+    """How selective recompute names it."""
+    weights: tuple[Weight, ...] = ()
+    """Its parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatMul(Dataflow):
+    """A linear layer over the tokens."""
+
     tokens: Tokens
     """Rows of the GEMM."""
     inputs: Axes
     """Features in, k."""
     outputs: Axes
     """Features out, n."""
-    weights: tuple[Weight, ...]
-    """Matrix and bias."""
-    kept: tuple[Kept, ...] = ()
-    """What this operator keeps for the backward pass."""
 
     @property
     def forward_flops_per_token(self) -> int:
@@ -41,11 +72,9 @@ class MatMul:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExpertMatMul:
+class ExpertMatMul(Dataflow):
     """The same linear layer in every routed expert; each routed copy of a token passes one of them."""
 
-    name: str
-    """For example `expert gate and up`."""
     inputs: Axes
     """Features in, k, of one expert."""
     outputs: Axes
@@ -54,10 +83,6 @@ class ExpertMatMul:
     """Experts of the layer, E."""
     top_k: int
     """Experts that a token is routed to, k."""
-    weights: tuple[Weight, ...]
-    """The matrices of all experts, with an axis EXPERTS."""
-    kept: tuple[Kept, ...] = ()
-    """What this operator keeps for the backward pass."""
 
     @property
     def forward_flops_per_token(self) -> int:
@@ -66,11 +91,9 @@ class ExpertMatMul:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionCore:
+class AttentionCore(Dataflow):
     """Softmax(Q·K^T)·V over the whole sequence."""
 
-    name: str
-    """`attention core`."""
     heads: int
     """Query heads a."""
     kv_heads: int
@@ -79,10 +102,6 @@ class AttentionCore:
     """Size of a query or key head."""
     value_head_dim: int
     """Size of a value head."""
-    kept: tuple[Kept, ...] = ()
-    """What this operator keeps for the backward pass."""
-    weights: tuple[Weight, ...] = ()
-    """None."""
 
     @property
     def forward_flops_per_key(self) -> int:
@@ -91,11 +110,9 @@ class AttentionCore:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Streamed:
+class Streamed(Dataflow):
     """An operator bound by memory bandwidth: norm, activation, dropout, residual, lookup, loss."""
 
-    name: str
-    """For example `rmsnorm`."""
     tokens: Tokens
     """Which tokens it touches."""
     features: Axes
@@ -104,10 +121,36 @@ class Streamed:
     """Bytes read and written for each output element in 16-bit types, forward (E6.3)."""
     backward_bytes_per_element: float
     """The same, backward."""
-    weights: tuple[Weight, ...] = ()
-    """Scales, shifts, tables."""
-    kept: tuple[Kept, ...] = ()
-    """What this operator keeps for the backward pass."""
+    passes_gradient: bool = False
+    """Whether the gradients of what it reads are the gradient of what it writes: an addition."""
+    in_place_gradient: bool = False
+    """Whether the gradient of what it reads is written over what it saved: a fused loss."""
 
 
-Operator = MatMul | ExpertMatMul | AttentionCore | Streamed
+class Way(StrEnum):
+    """How a `Move` brings tokens to other ranks."""
+
+    GATHER = "gather"
+    """Of the tensor group: every rank gets the tokens of all; backward scatters the sum of their gradients."""
+    REDUCE = "reduce"
+    """Of the tensor group: the sum over all ranks, each keeps its own tokens; backward gathers their gradients."""
+    DISPATCH = "dispatch"
+    """Tokens to their experts."""
+    COMBINE = "combine"
+    """Tokens back from their experts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move(Dataflow):
+    """Tokens change ranks. Where nothing is split, what it writes is what it reads: no copy is made."""
+
+    way: Way
+    """Which collective."""
+
+    @property
+    def features(self) -> int:
+        """Features of a token that it carries."""
+        return sum(elements(tensor.features) for tensor in self.writes)
+
+
+Operator = MatMul | ExpertMatMul | AttentionCore | Streamed | Move

@@ -81,20 +81,28 @@ class Weight:
         """Parameters in the tensor."""
         return elements(self.axes)
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is a matrix, or one for each expert; heads and head_dim make one side together."""
+        return sum(axis not in (TensorAxis.EXPERTS, TensorAxis.HEAD_DIM) for axis, _ in self.axes) > 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kept:
-    """A tensor that the forward pass keeps for the backward pass."""
+class Tensor:
+    """What an operator makes: an activation, a mask, a statistic."""
 
     name: str
-    """For example `gate output`."""
+    """For example `gate output`; unique in its layer."""
     tokens: Tokens
     """Which tokens it covers."""
     features: Axes
     """Elements for each of those tokens."""
     element: Element = Element.COMPUTE
     """Type of an element."""
-    core: bool = False
-    """Part of the attention core, which selective recompute drops (Korthikanti 2022)."""
     statistic: bool = False
     """Norm or softmax statistic, left out by the closed formulas of the literature."""
+
+    @property
+    def is_logits(self) -> bool:
+        """Whether it has an entry for each word of the vocabulary."""
+        return any(axis is TensorAxis.VOCAB for axis, _ in self.features)

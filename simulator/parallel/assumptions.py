@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from simulator.model.kernels import CrossEntropy, ExpertWeighting, Kernels
 from simulator.units import Bytes, Seconds
 
 GIB = 1 << 30
@@ -30,11 +31,11 @@ class AttentionKernel(StrEnum):
     UNFUSED = "unfused"
 
 
-class CrossEntropy(StrEnum):
-    """How the loss treats the logits."""
+class Fusion(StrEnum):
+    """Whether an operator is one kernel."""
 
-    UNFUSED = "unfused"
     FUSED = "fused"
+    UNFUSED = "unfused"
 
 
 class GradientReduction(StrEnum):
@@ -60,7 +61,24 @@ class Assumptions(BaseModel):
     )
     cross_entropy: CrossEntropy = Field(
         CrossEntropy.UNFUSED,
-        description="unfused keeps logits and an fp32 copy (E3.10); fused writes the gradient over them.",
+        description="unfused works in place on an fp32 copy of the logits (Megatron-LM, E3.10); fused writes the "
+        "gradient over them; eager holds log-softmax and both fp32 gradients (torch.nn.functional.cross_entropy).",
+    )
+    norm_kernel: Fusion = Field(
+        Fusion.FUSED, description="unfused norms keep an fp32 copy of their input and the normalised tensor."
+    )
+    activation_kernel: Fusion = Field(
+        Fusion.FUSED, description="unfused gated activations keep the activated gate (E3.6: 2f a token more)."
+    )
+    expert_weighting: ExpertWeighting = Field(
+        ExpertWeighting.OUTPUT,
+        description="The router's probability multiplies the expert's output, or the activation before its down "
+        "projection: x = 2h or 2f_e in E3.8.",
+    )
+    gradient_accumulation_fusion: bool = Field(
+        True,
+        description="Weight gradients of GEMMs are added into the resident gradients by the GEMM (Megatron-LM); false: "
+        "each is a temporary tensor first.",
     )
     vocab_padding: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
         128, description="Vocabulary is padded to a multiple of this x tp (Megatron-LM, E1.11); 0: no padding."
@@ -111,3 +129,14 @@ class Assumptions(BaseModel):
     step_overhead: Annotated[Seconds, Field(le=1e5)] = Field(
         0.0, description="Host time of a step that nothing hides (logging, data loading)."
     )
+
+    @property
+    def kernels(self) -> Kernels:
+        """Which operators are fused."""
+        return Kernels(
+            flash_attention=self.attention_kernel is not AttentionKernel.UNFUSED,
+            fused_norm=self.norm_kernel is Fusion.FUSED,
+            fused_activation=self.activation_kernel is Fusion.FUSED,
+            cross_entropy=self.cross_entropy,
+            expert_weighting=self.expert_weighting,
+        )

@@ -28,13 +28,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.model.tensors import Axes, Element, Kept, TensorAxis, Tokens, Weight
+from simulator.model.operators import AttentionCore
+from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.training import Dtype
 
 FP8_SCALE_BLOCK = 128
 FP8_SCALE_BYTES = 4
 """One fp32 scale for each 1 x 128 block of an fp8 activation (E3.9)."""
+RING_BUFFERS_FORWARD, RING_BUFFERS_BACKWARD = 2, 4
+"""Chunks of keys and values beside a rank's own: in use and arriving; backward their gradients as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,8 @@ class Workload:
     """The vocabulary is padded to a multiple of this x t; 0: only to a multiple of t."""
     compute: Dtype
     """Type of the matrix multiplications."""
+    ulysses: bool = False
+    """Whether attention over context ranks is split by heads, not as a ring."""
 
     @property
     def tokens(self) -> Int:
@@ -125,12 +130,10 @@ def local_tokens(tokens: Tokens, workload: Workload, degrees: Degrees) -> Int:
             return scaled.astype(np.int64) if isinstance(scaled, np.ndarray) else int(scaled)
 
 
-def kept_bytes(kept: Kept, workload: Workload, degrees: Degrees) -> Int:
-    """Returns the bytes of a kept tensor on one rank, for one microbatch (E3.5 to E3.9)."""
-    count = local_tokens(kept.tokens, workload, degrees) * local_elements(
-        kept.features, degrees, vocab_padding=workload.vocab_padding
-    )
-    match kept.element:
+def tensor_bytes(tensor: Tensor, workload: Workload, degrees: Degrees) -> Int:
+    """Returns the bytes of a tensor on one rank, for one microbatch (E3.5 to E3.9)."""
+    count = tensor_elements(tensor, workload, degrees)
+    match tensor.element:
         case Element.MASK:
             return count
         case Element.INDEX:
@@ -141,6 +144,45 @@ def kept_bytes(kept: Kept, workload: Workload, degrees: Degrees) -> Int:
             return count + FP8_SCALE_BYTES * count // FP8_SCALE_BLOCK
         case _:
             return activation_bytes(workload.compute) * count
+
+
+def gradient_bytes(tensor: Tensor, workload: Workload, degrees: Degrees) -> Int:
+    """Returns the bytes of a tensor's gradient on one rank: fp8 tensors have 16-bit gradients (E3.9)."""
+    size = 4 if tensor.element is Element.FP32 else activation_bytes(workload.compute)
+    return size * tensor_elements(tensor, workload, degrees)
+
+
+def tensor_elements(tensor: Tensor, workload: Workload, degrees: Degrees) -> Int:
+    """Returns the elements of a tensor on one rank, for one microbatch.
+
+    Keys and values of Ulysses are copied to more context ranks where they have fewer heads than ranks (E4.10).
+    """
+    features = local_elements(tensor.features, degrees, vocab_padding=workload.vocab_padding)
+    if workload.ulysses and tensor.features and tensor.features[0][0] is TensorAxis.KV_HEADS:
+        heads = local_size(TensorAxis.KV_HEADS, tensor.features[0][1], degrees)
+        features = features * copied_kv_heads(heads, degrees.cp) // heads
+    return local_tokens(tensor.tokens, workload, degrees) * features
+
+
+def copied_kv_heads(heads: Int, cp: Int) -> Int:
+    """Returns the key-value heads that a rank sends and keeps under Ulysses: at least one for each context rank."""
+    return np.maximum(heads, cp) if isinstance(cp, np.ndarray) else max(heads, cp)
+
+
+def context_buffer_bytes(attention: AttentionCore, workload: Workload, degrees: Degrees, *, backward: bool) -> Int:
+    """Returns the bytes of the buffers of context parallel attention on one rank.
+
+    Ring: the keys and values that are used and those that arrive; backward their gradients too (Liu 2023, section
+    3). Ulysses: what an all-to-all of queries, keys and values brings, before it is laid out by head. Derived.
+    """
+    tokens = local_tokens(Tokens.TENSOR, workload, degrees)
+    size = activation_bytes(workload.compute)
+    width = attention.qk_head_dim + attention.value_head_dim
+    kv_heads = local_size(TensorAxis.KV_HEADS, attention.kv_heads, degrees)
+    if workload.ulysses:
+        heads = local_size(TensorAxis.HEADS, attention.heads, degrees)
+        return size * tokens * (heads * attention.qk_head_dim + copied_kv_heads(kv_heads, degrees.cp) * width)
+    return size * tokens * kv_heads * width * (RING_BUFFERS_BACKWARD if backward else RING_BUFFERS_FORWARD)
 
 
 def activation_bytes(compute: Dtype) -> int:

@@ -80,6 +80,30 @@ class FullRecompute(BaseModel):
     full_layers: Annotated[int, Field(ge=0)] = Field(description="Layers of each stage that are recomputed in full.")
 
 
+class RecomputedOperators(StrEnum):
+    """What selective recompute can name: parts of blocks, or whole blocks."""
+
+    CORE_ATTENTION = "core_attention"
+    NORM = "norm"
+    ACTIVATION = "activation"
+    LATENT_UP_PROJECTION = "latent_up_projection"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    EXPERTS = "experts"
+
+
+class SelectiveRecompute(BaseModel):
+    """Recompute of named operators of every layer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operators: tuple[RecomputedOperators, ...] = Field(
+        min_length=1,
+        description="Operators that are run again in backward: core_attention, norm, activation, latent_up_projection, "
+        "or the whole blocks attention, mlp, experts.",
+    )
+
+
 class Offload(BaseModel):
     """What lives outside the device."""
 
@@ -111,7 +135,9 @@ class Training(BaseModel):
     micro_batch: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] = Field(1, description="Sequences of a microbatch.")
     precision: Literal["bf16", "fp16", "fp32", "fp8"] | Precision = Field("bf16", description="Recipe or mapping.")
     optimizer: Optimizer = Field(Optimizer.ADAMW, description="Update rule.")
-    recompute: Recompute | FullRecompute = Field(Recompute.NONE, description="Activation recomputation.")
+    recompute: Recompute | FullRecompute | SelectiveRecompute = Field(
+        Recompute.NONE, description="Activation recomputation."
+    )
     offload: Offload = Offload()
     overlap: Overlap = Overlap()
     distributed_optimizer_step: bool = Field(

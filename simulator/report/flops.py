@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from simulator.cost.pricing import StageCosts
-from simulator.lowering.passes import recompute_of
-from simulator.model.layers import Layer, LayerKind, Model
-from simulator.model.operators import AttentionCore, Streamed
+from simulator.lowering.passes import choice_at
+from simulator.model.layers import Model
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator
 from simulator.parallel.assumptions import FlopsConvention
 from simulator.parallel.training import Training
 
@@ -47,24 +47,23 @@ def _attention(flops_per_key: int, training: Training, convention: FlopsConventi
 def _recomputed_per_token(costs: StageCosts, training: Training, convention: FlopsConvention) -> int:
     total = 0
     for stage in costs.stages:
-        transformers = 0
-        for layer, cost in zip(stage.stage.layers, stage.layers, strict=True):
-            mode = recompute_of(cost, transformers, training)
-            transformers += layer.kind in (LayerKind.DENSE, LayerKind.EXPERTS)
-            if mode.whole_forward:
-                total += _linear(layer) + _attention(_per_key(layer), training, convention)
-            elif mode.attention_s:
-                total += _attention(_per_key(layer), training, convention)
+        for position, layer in enumerate(stage.stage.layers):
+            choice = choice_at(stage, position, training)
+            if not choice.nothing:
+                total += sum(
+                    _forward_flops(operator, training, convention)
+                    for block in layer.blocks
+                    for operator in block.operators
+                    if choice.region(block=block.name, part=operator.part) is not None
+                )
     return total
 
 
-def _linear(layer: Layer) -> int:
-    return sum(
-        operator.forward_flops_per_token
-        for operator in layer.operators
-        if not isinstance(operator, AttentionCore | Streamed)
-    )
-
-
-def _per_key(layer: Layer) -> int:
-    return sum(operator.forward_flops_per_key for operator in layer.operators if isinstance(operator, AttentionCore))
+def _forward_flops(operator: Operator, training: Training, convention: FlopsConvention) -> int:
+    match operator:
+        case MatMul() | ExpertMatMul():
+            return operator.forward_flops_per_token
+        case AttentionCore():
+            return _attention(operator.forward_flops_per_key, training, convention)
+        case _:
+            return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from simulator.cost.memory import MEMORY, Memory
 from simulator.cost.pricing import StageCosts
 from simulator.engine import Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
-from simulator.lowering.builder import CATEGORIES, MEMORY, Category, Memory
+from simulator.lowering.builder import CATEGORIES, Category
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import Model
 from simulator.parallel.mesh import DeviceMesh
@@ -101,7 +102,7 @@ def _parameters(simulated: Simulated) -> result.Parameters:
         active=model.num_active_parameters,
         embedding=model.num_embedding_parameters,
         per_rank_max=max(
-            sum(int(simulated.costs.stages[stage].num_parameters) for stage in schedule.stages_of(rank))
+            sum(int(simulated.costs.stages[stage].share.num_parameters) for stage in schedule.stages_of(rank))
             for rank in range(schedule.pp)
         ),
     )

@@ -11,67 +11,71 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cost.blocks import price_block
-from simulator.cost.pricing import price_layer
-from simulator.lowering.passes import recompute_of
+from simulator.cost.liveness import Splits, WeightGradients, layer_tapes
 from simulator.model.decoder import build_model
-from simulator.model.layers import Block, Layer, Model
+from simulator.model.kernels import Kernels
+from simulator.model.layers import Layer, Model
+from simulator.model.operators import Part
 from simulator.model.spec import ModelSpec
-from simulator.model.tensors import Element, Kept, TensorAxis, Tokens
-from simulator.parallel.assumptions import Assumptions, AttentionKernel
+from simulator.model.tensors import Element, Tensor, TensorAxis, Tokens
 from simulator.parallel.degrees import Degrees, candidates
 from simulator.parallel.layout import Layout
-from simulator.parallel.sharding import Workload, kept_bytes, local_elements, local_size, local_tokens
+from simulator.parallel.recompute import RecomputeChoice, recompute_choice
+from simulator.parallel.sharding import Workload, local_elements, local_size, local_tokens, tensor_bytes
 from simulator.parallel.stages import split_into_stages
 from simulator.parallel.training import Dtype, FullRecompute, Recompute, Training
 from simulator.schedule import build_schedule
 from tests.model.architectures import gpt, latent, model, specs
 from tests.oracles import Record, each
-from tests.parallel.jobs import degrees, pricing, workload
+from tests.parallel.jobs import degrees, workload
 
+UNFUSED = Kernels(flash_attention=False)
 SIZES = ("22b", "175b", "530b", "1t")
 
 
-def _kept(part: Layer | Block) -> list[Kept]:
-    return [item for operator in part.operators for item in operator.kept]
+def _kept(layer: Layer, block: int | None = None) -> list[Tensor]:
+    """What a layer keeps without recompute, or one of its blocks."""
+    names = {name for operator in layer.blocks[block or 0].operators for name in operator.saves}
+    return [item for item in layer.kept if block is None or item.name in names]
 
 
-def _bytes(items: Iterable[Kept], shape: Workload, cut: Degrees) -> int:
-    return sum(int(kept_bytes(item, shape, cut)) for item in items)
+def _bytes(items: Iterable[Tensor], shape: Workload, cut: Degrees) -> int:
+    return sum(int(tensor_bytes(item, shape, cut)) for item in items)
 
 
-def _without_statistics(part: Layer | Block) -> list[Kept]:
-    return [item for item in _kept(part) if not item.statistic]
+def _without_statistics(layer: Layer, block: int | None = None) -> list[Tensor]:
+    return [item for item in _kept(layer, block) if not item.statistic]
+
+
+def _kept_with(layer: Layer, choice: RecomputeChoice, cut: Degrees) -> list[Tensor]:
+    """What stays from forward to backward, statistics left out."""
+    splits = Splits(
+        sequence=cut.sequence > 1,
+        experts=cut.ep > 1,
+        context=cut.cp > 1,
+        gradients=WeightGradients.ACCUMULATED,
+        expert_gradients=WeightGradients.ACCUMULATED,
+    )
+    return [item for item in layer_tapes(layer, choice, splits).kept if not item.statistic]
 
 
 def _gpt_layer(inputs: dict[str, Any]) -> Model:
     spec = gpt(layers=1, hidden=inputs["hidden"], heads=inputs["heads"], positions=inputs["seq"])
-    return build_model(spec, sequence_length=inputs["seq"], flash_attention=False)
+    return build_model(spec, sequence_length=inputs["seq"], kernels=UNFUSED)
 
 
 RECOMPUTES = {"none": Recompute.NONE, "selective": Recompute.SELECTIVE, "full": Recompute.FULL}
 
 
 def _layer_bytes(inputs: dict[str, Any], technique: str) -> int:
-    """Kept bytes of a GPT layer through its price and the recompute mode, statistics left out as in the paper."""
-    whole = _gpt_layer(inputs)
+    """Kept bytes of a GPT layer by recompute mode, statistics left out as in the paper."""
     tp = inputs["tp"] if technique.startswith("tp") else 1
     cut = degrees(tp=tp, sequence=tp if "sp" in technique.split("_") else 1)
     recompute = RECOMPUTES.get(technique.rsplit("_", 1)[-1], Recompute.NONE)
-    training = Training(
-        sequence_length=inputs["seq"],
-        global_batch=inputs["micro_batch"],
-        micro_batch=inputs["micro_batch"],
-        recompute=recompute,
-    )
-    assumptions = Assumptions(attention_kernel=AttentionKernel.UNFUSED)
-    cost = price_layer(whole.layers[0], pricing(whole, cut, training, assumptions, Layout()))
-    kept = recompute_of(cost, 0, training)
-    if kept.whole_forward:
-        return kept.kept_bytes
-    shape = workload(inputs["seq"], inputs["micro_batch"])
-    statistics = [item for item in _kept(whole.layers[0]) if item.statistic]
-    return kept.kept_bytes - _bytes(statistics, shape, cut)
+    training = Training(sequence_length=inputs["seq"], global_batch=1, recompute=recompute)
+    layer = _gpt_layer(inputs).layers[0]
+    kept = _kept_with(layer, recompute_choice(training, layer.kind, 0), cut)
+    return _bytes(kept, workload(inputs["seq"], inputs["micro_batch"]), cut)
 
 
 @each("memory", *(f"memory.korthikanti.layer.{size}." for size in SIZES))
@@ -82,7 +86,10 @@ def test_a_gpt_layer_keeps_the_bytes_of_korthikantis_table_2(record: Record) -> 
 @each("memory", "memory.korthikanti.attention_factor.")
 def test_the_attention_core_keeps_5as_over_h(record: Record) -> None:
     inputs = record.inputs
-    core = [item for item in _kept(_gpt_layer(inputs).layers[0]) if item.core]
+    layer = _gpt_layer(inputs).layers[0]
+    core = next(operator for operator in layer.operators if operator.part is Part.CORE_ATTENTION)
+    made = {tensor.name for tensor in core.writes}
+    core = [item for item in _kept(layer) if item.name in made - {"attention output"}]
     tokens = inputs["seq"]
     assert record.agrees_with(_bytes(core, workload(tokens), degrees()) / (tokens * inputs["hidden"]))
 
@@ -131,8 +138,8 @@ def test_a_built_layer_with_a_flash_kernel_keeps_these_bytes(record: Record) -> 
         vocab=1,
     )
     layer = build_model(spec, sequence_length=inputs["seq"]).layers[0]
-    built = layer.blocks[0] if spec.latent_attention else layer
-    assert record.agrees_with(_bytes(_kept(built), workload(inputs["seq"], inputs["micro_batch"]), degrees()))
+    kept = _kept(layer, 0) if spec.latent_attention else _kept(layer)
+    assert record.agrees_with(_bytes(kept, workload(inputs["seq"], inputs["micro_batch"]), degrees()))
 
 
 @each("memory", "memory.activation.token_layer.")
@@ -153,23 +160,28 @@ def test_full_recompute_keeps_the_input_of_a_layer(record: Record) -> None:
     inputs = record.inputs
     whole = model(inputs["model"], inputs["seq"])
     training = Training(sequence_length=inputs["seq"], global_batch=1, recompute=Recompute.FULL)
-    cost = price_layer(whole.layers[0], pricing(whole, degrees(), training, Assumptions(), Layout()))
-    assert record.agrees_with(recompute_of(cost, 0, training).kept_bytes)
+    choice = recompute_choice(training, whole.layers[0].kind, 0)
+    assert record.agrees_with(
+        _bytes(_kept_with(whole.layers[0], choice, degrees()), workload(inputs["seq"]), degrees())
+    )
 
 
 @each("memory", "memory.activation.mla_token.")
 def test_a_token_of_latent_attention_keeps_expanded_keys(record: Record) -> None:
-    attention = model(record.inputs["model"]).layers[0].blocks[0]
-    assert record.agrees_with(_bytes(_without_statistics(attention), workload(1), degrees()))
+    layer = model(record.inputs["model"]).layers[0]
+    assert record.agrees_with(_bytes(_without_statistics(layer, 0), workload(1), degrees()))
 
 
 @each("memory", "memory.activation.moe_token.")
 def test_a_routed_token_keeps_its_copies_with_the_experts_output(record: Record) -> None:
     whole = model(record.inputs["model"])
-    block = whole.layers[-1].blocks[1]
     assert whole.spec.experts is not None
     # The record leaves out what the router keeps, as it leaves out statistics.
-    kept = [item for item in _without_statistics(block) if item.name not in ("router logits", "chosen experts")]
+    kept = [
+        item
+        for item in _without_statistics(whole.layers[-1], 1)
+        if item.name not in ("router logits", "chosen experts")
+    ]
     assert record.agrees_with(_bytes(kept, workload(1, top_k=whole.spec.experts.top_k), degrees()))
 
 
@@ -179,11 +191,7 @@ def test_logits_are_split_over_the_tensor_group(record: Record) -> None:
     spec = model(inputs["model"]).spec.model_copy(update={"vocab": inputs["vocab"]})
     head = build_model(spec, sequence_length=inputs["seq"]).head
     wanted = Element.FP32 if record.id.startswith("memory.logits.fp32") else Element.COMPUTE
-    logits = [
-        item
-        for item in _kept(head)
-        if item.element is wanted and any(axis is TensorAxis.VOCAB for axis, _ in item.features)
-    ]
+    logits = [item for item in head.tensors.values() if item.is_logits and item.element is wanted]
     assert len(logits) == 1
     assert record.agrees_with(_bytes(logits, workload(inputs["seq"]), degrees(tp=inputs["tp"])))
 
@@ -221,27 +229,15 @@ def test_a_rank_of_the_first_stage_keeps_token_ids_and_the_embeddings_mask() -> 
     assert _bytes(_kept(embedding), workload(2048, 4), degrees(tp=8)) == 8 * 2048 * 4 + 2048 * 4 * 1024 // 8
 
 
-def test_recompute_modes_keep_and_restore_the_same_bytes_in_all() -> None:
-    spec = gpt(layers=2, hidden=1024, heads=16)
-    whole = build_model(spec, sequence_length=2048, flash_attention=False)
-    for recompute in (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL, FullRecompute(full_layers=1)):
-        training = Training(sequence_length=2048, global_batch=1, recompute=recompute)
-        assumptions = Assumptions(attention_kernel=AttentionKernel.UNFUSED)
-        cost = price_layer(whole.layers[0], pricing(whole, degrees(), training, assumptions, Layout()))
-        for position in (0, 1):
-            found = recompute_of(cost, position, training)
-            assert found.kept_bytes + found.restored_bytes == cost.kept_bytes
-            full = recompute is Recompute.FULL or (isinstance(recompute, FullRecompute) and position == 0)
-            assert found.whole_forward == full
-            assert found.kept_bytes <= cost.kept_bytes
-
-
-def test_only_transformer_layers_are_recomputed() -> None:
-    whole = model("llama3.1-8b", 8192)
-    training = Training(sequence_length=8192, global_batch=1, recompute=Recompute.FULL)
-    prices = pricing(whole, degrees(), training, Assumptions(), Layout())
-    for layer in (whole.embedding, whole.head):
-        assert not recompute_of(price_layer(layer, prices), 0, training).whole_forward
+def test_full_recompute_keeps_the_layers_input_alone_and_only_of_the_layers_asked_for() -> None:
+    whole = build_model(gpt(layers=2, hidden=1024, heads=16), sequence_length=2048, kernels=UNFUSED)
+    layer = whole.layers[0]
+    training = Training(sequence_length=2048, global_batch=1, recompute=FullRecompute(full_layers=1))
+    first, second = (recompute_choice(training, layer.kind, position) for position in (0, 1))
+    assert [item.name for item in _kept_with(layer, first, degrees())] == ["layer input"]
+    assert second.nothing
+    for part in (whole.embedding, whole.head):
+        assert recompute_choice(training, part.kind, 0).nothing
 
 
 @pytest.mark.parametrize(("imbalance", "etp"), [(1.0, 1), (1.0, 4), (1.25, 1), (1.1, 2)])
@@ -259,7 +255,7 @@ def test_a_layer_keeps_the_same_over_all_ranks_whatever_the_layout(
     spec: ModelSpec, compute: Dtype, flash: bool
 ) -> None:
     """With sequence parallelism every kept activation is cut, none is held twice (kv heads up to their number)."""
-    whole = build_model(spec, sequence_length=64, flash_attention=flash)
+    whole = build_model(spec, sequence_length=64, kernels=Kernels(flash_attention=flash))
     shape = workload(64, 8, top_k=spec.experts.top_k if spec.experts else 1, compute=compute)
     for tp, cp in ((2, 1), (1, 4), (4, 2)):
         cut = degrees(tp=tp, cp=cp)
@@ -270,7 +266,7 @@ def test_a_layer_keeps_the_same_over_all_ranks_whatever_the_layout(
                 assert tp * cp * _elements(item, shape, cut) == pytest.approx(alone * copies)
 
 
-def _elements(item: Kept, shape: Workload, cut: Degrees) -> int:
+def _elements(item: Tensor, shape: Workload, cut: Degrees) -> int:
     return int(local_tokens(item.tokens, shape, cut) * local_elements(item.features, cut))
 
 
@@ -295,9 +291,9 @@ def test_activations_of_an_array_of_candidates_equal_those_of_each(
     many = workload(64, np.array(micro_batches), **more)
     for layer in (whole.embedding, *set(whole.layers), whole.head):
         for item in _kept(layer):
-            found = np.broadcast_to(kept_bytes(item, many, together), len(alone))
+            found = np.broadcast_to(tensor_bytes(item, many, together), len(alone))
             for index, cut in enumerate(alone):
-                assert found[index] == kept_bytes(item, workload(64, micro_batches[index], **more), cut), item.name
+                assert found[index] == tensor_bytes(item, workload(64, micro_batches[index], **more), cut), item.name
 
 
 @given(axis=st.sampled_from(TensorAxis), size=st.integers(1, 64), tps=st.lists(st.integers(1, 8), min_size=1))
@@ -307,14 +303,3 @@ def test_local_sizes_of_an_array_equal_those_of_each(axis: TensorAxis, size: int
     together = candidates(**{name: [getattr(cut, name) for cut in alone] for name in names})
     found = np.broadcast_to(local_size(axis, size, together, vocab_padding=8), len(tps))
     assert found.tolist() == [local_size(axis, size, cut, vocab_padding=8) for cut in alone]
-
-
-def test_the_price_of_a_block_keeps_what_its_operators_keep() -> None:
-    whole = model("mixtral-8x7b", 4096)
-    training = Training(sequence_length=4096, global_batch=2, micro_batch=2)
-    cut = degrees(tp=4, ep=8, dp=2)
-    prices = pricing(whole, cut, training, Assumptions(), Layout())
-    for block in whole.layers[0].blocks:
-        cost = price_block(block, prices)
-        assert cost.kept_bytes == _bytes(_kept(block), prices.workload, cut)
-        assert cost.logits_bytes == 0

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import simulator.model
 from simulator.model.decoder import build_model
+from simulator.model.kernels import Kernels
 from simulator.model.layers import Model
 from simulator.model.spec import Experts, LatentAttention, ModelSpec, Norm, Positions
 from tests.oracles import read
@@ -88,7 +89,7 @@ def gpt(*, layers: int, hidden: int, heads: int, vocab: int = 51200, positions: 
 def model(name: str, sequence_length: int = 1, *, flash: bool = True) -> Model:
     """A model by name: the built-in one where there is one, else that of the oracles' table."""
     spec = built_in(name) if name in LIBRARY else from_table(name)
-    return build_model(spec, sequence_length=sequence_length, flash_attention=flash)
+    return build_model(spec, sequence_length=sequence_length, kernels=Kernels(flash_attention=flash))
 
 
 @st.composite

@@ -9,7 +9,9 @@ import pytest
 
 from simulator.cost.attention import attention_flops
 from simulator.cost.pricing import StageCosts
+from simulator.cost.stage_memory import MemoryRules
 from simulator.model.decoder import build_model
+from simulator.model.kernels import CrossEntropy, Kernels
 from simulator.model.layers import Model
 from simulator.model.operators import AttentionCore, MatMul
 from simulator.model.tensors import TensorAxis, Tokens
@@ -19,9 +21,20 @@ from simulator.parallel.training import Recompute, Training
 from simulator.report.flops import StepFlops, step_flops
 from tests.model.architectures import gpt, model
 from tests.oracles import Record, each
-from tests.parallel.jobs import priced
+from tests.parallel.jobs import degrees, priced, workload
 
-NOTHING_RECOMPUTED = StageCosts(stages=(), ports=(), boundary_bytes=0, loss_bytes=0)
+NOTHING_RECOMPUTED = StageCosts(
+    stages=(),
+    ports=(),
+    boundary_bytes=0,
+    loss_bytes=0,
+    memory=MemoryRules(
+        workload=workload(1),
+        degrees=degrees(),
+        training=Training(sequence_length=1, global_batch=1),
+        assumptions=Assumptions(),
+    ),
+)
 CONVENTIONS = {"none": FlopsConvention.MEGATRON, "half": FlopsConvention.CAUSAL}
 
 
@@ -205,8 +218,10 @@ def test_fewer_keys_make_fewer_flops_and_6n_knows_no_sequence() -> None:
 
 def test_a_model_built_for_another_kernel_computes_the_same() -> None:
     spec = gpt(layers=2, hidden=256, heads=4)
-    flash = build_model(spec, sequence_length=512, flash_attention=True)
-    unfused = build_model(spec, sequence_length=512, flash_attention=False, fused_cross_entropy=True)
+    flash = build_model(spec, sequence_length=512, kernels=Kernels(flash_attention=True))
+    unfused = build_model(
+        spec, sequence_length=512, kernels=Kernels(flash_attention=False, cross_entropy=CrossEntropy.FUSED)
+    )
     assert flash.matmul_flops_per_token == unfused.matmul_flops_per_token
     assert flash.attention_flops_per_key == unfused.attention_flops_per_key
     assert flash.num_parameters == unfused.num_parameters

@@ -10,6 +10,7 @@ from simulator.cluster import Cluster, ClusterSpec, build_cluster, load_profile
 from simulator.cost.blocks import Pricing, accelerator_kernels
 from simulator.cost.pricing import StageCosts, price_stages, workload_of
 from simulator.model.decoder import build_model
+from simulator.model.kernels import Kernels
 from simulator.model.layers import Model
 from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions, AttentionKernel
@@ -65,7 +66,7 @@ def priced(
     cluster: Cluster | None = None,
 ) -> Priced:
     flash = assumptions.attention_kernel is AttentionKernel.FLASH
-    model = build_model(spec, sequence_length=training.sequence_length, flash_attention=flash)
+    model = build_model(spec, sequence_length=training.sequence_length, kernels=Kernels(flash_attention=flash))
     cut = resolve_degrees(layout, devices=devices)
     mesh = build_mesh(layout, cut, superpod_cluster() if cluster is None else cluster)
     stages = split_into_stages(model, layout, cut)
@@ -81,7 +82,7 @@ def pricing(model: Model, cut: Degrees, training: Training, assumptions: Assumpt
     """Prices of layers on an H100."""
     return Pricing(
         kernels=accelerator_kernels(superpod_cluster().accelerator, training.types.compute),
-        workload=workload_of(model, training, assumptions),
+        workload=workload_of(model, layout, training, assumptions),
         degrees=cut,
         attention=assumptions.attention_kernel,
         context_method=layout.cp_method,

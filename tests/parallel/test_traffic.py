@@ -9,7 +9,8 @@ import numpy as np
 from simulator.cluster import Cluster, build_cluster
 from simulator.cost.blocks import price_block
 from simulator.cost.collectives import Collective
-from simulator.cost.pricing import price_layer
+from simulator.cost.pricing import LayerCost
+from simulator.cost.shares import layer_share
 from simulator.lowering.builder import Exchange, Registry, RoutineBuilder
 from simulator.lowering.layers import LayerLowering, lower_backward, lower_forward
 from simulator.lowering.step import lower_step
@@ -43,7 +44,12 @@ def _layer_exchanges(
     whole = model(name, seq)
     cut = degrees(**ranks) if sequence is None else degrees(**ranks, sequence=sequence)
     training = Training(sequence_length=seq, global_batch=1)
-    cost = price_layer(whole.layers[-1], pricing(whole, cut, training, Assumptions(), layout))
+    prices = pricing(whole, cut, training, Assumptions(), layout)
+    layer = whole.layers[-1]
+    cost = LayerCost(
+        share=layer_share(layer, cut, vocab_padding=0),
+        blocks=tuple(price_block(block, prices) for block in layer.blocks),
+    )
     lowering = LayerLowering(
         transfers=Transfers(build_mesh(layout, cut, _flat(cut.devices))),
         overlap=training.overlap,

@@ -13,8 +13,7 @@ from simulator.config.scenario import Scenario
 from simulator.cost.blocks import BlockCost, ComputeTime
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category
-from simulator.lowering.passes import recompute_of
-from simulator.model.layers import LayerKind
+from simulator.lowering.passes import choice_at
 from simulator.model.tensors import TensorAxis, Weight
 from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.sharding import local_elements
@@ -49,8 +48,8 @@ def test_shards_sum_to_the_model(scenario: Scenario) -> None:
             assert 0 <= added <= rows * (max(1, padding) * degrees.tp - 1)
             in_all += local * parts - added
             held += local if weight.trained else 0
-        copy = cost.tied_parameters if cost.stage.tied_copy is not None else 0
-        assert held + copy == cost.num_parameters
+        copy = cost.share.tied_parameters if cost.stage.tied_copy is not None else 0
+        assert held + copy == cost.share.num_parameters
     assert in_all == simulated.model.num_parameters
 
 
@@ -72,9 +71,9 @@ def test_shards_of_the_state_hold_the_whole_state_and_little_more(scenario: Scen
         expert = sum(layer.expert_parameters for layer in cost.layers)
         frozen = sum(local_elements(weight.axes, degrees) for weight in cost.stage.weights if not weight.trained)
         for state, (size, sharded) in per_element.items():
-            dense = cost.num_parameters - expert + (frozen if state == "parameters" else 0)
+            dense = cost.share.num_parameters - expert + (frozen if state == "parameters" else 0)
             shares = (degrees.shard_group, degrees.expert_shard_group) if sharded else (1, 1)
-            held = getattr(cost.states, state)
+            held = getattr(cost.share.states, state)
             whole = Fraction(size * dense, shares[0]) + Fraction(size * expert, shares[1])
             assert whole <= held <= whole + (size * len(cost.stage.weights) if sharded else 0)
 
@@ -200,13 +199,14 @@ def test_every_piece_of_compute_is_done_once_for_each_microbatch(scenario: Scena
     for rank in range(simulated.schedule.pp):
         wanted_s = 0.0
         for stage in simulated.schedule.stages_of(rank):
-            layers = simulated.costs.stages[stage].layers
-            first = layers[0].kind is LayerKind.EMBEDDING
-            for place, layer in enumerate(layers):
-                again = recompute_of(layer, place - first, scenario.training)
-                forward_s = sum(part.forward_s for block in layer.blocks for part in _pieces(block))
-                backward_s = sum(part.backward_s for block in layer.blocks for part in _pieces(block))
-                wanted_s += forward_s * (2 if again.whole_forward else 1) + backward_s + again.attention_s
+            cost = simulated.costs.stages[stage]
+            for place, layer in enumerate(cost.layers):
+                choice = choice_at(cost, place, scenario.training)
+                for block in layer.blocks:
+                    forward_s = sum(part.forward_s for part in _pieces(block))
+                    again = choice.whole or block.name in choice.names
+                    parts_s = 0 if again else sum(block.part_forward_s.get(name, 0) for name in choice.names)
+                    wanted_s += forward_s * (1 + again) + parts_s + sum(part.backward_s for part in _pieces(block))
         done_s = int(simulated.timeline.busy_ps[rank, compute]) / PICOSECONDS_PER_SECOND
         rounding_s = simulated.timeline.events / PICOSECONDS_PER_SECOND
         assert done_s == pytest.approx(wanted_s * simulated.schedule.microbatches, rel=1e-9, abs=rounding_s)

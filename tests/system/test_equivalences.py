@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simulator.config.scenario import Scenario, read_scenario
+from simulator.cost.memory import MEMORY, Memory
 from simulator.cost.validity import broken_rules
-from simulator.lowering.builder import MEMORY, Memory
 from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod
 from simulator.parallel.training import FullRecompute, Overlap, Recompute

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
@@ -12,16 +12,16 @@ import yaml
 from simulator.config.library import Kind, builtin_path
 from simulator.config.scenario import Scenario
 from simulator.cost.collectives import Collective
-from simulator.cost.pricing import workload_of
+from simulator.cost.memory import MEMORY, Memory
 from simulator.cost.validity import broken_rules
 from simulator.engine import run
 from simulator.engine.program import PICOSECONDS_PER_SECOND
-from simulator.lowering.builder import MEMORY, Direction, Exchange, Memory
-from simulator.model.operators import AttentionCore, Streamed
+from simulator.lowering.builder import Direction, Exchange
+from simulator.model.operators import AttentionCore, Move, Streamed
 from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
-from simulator.parallel.sharding import kept_bytes
+from simulator.parallel.sharding import tensor_bytes
 from simulator.parallel.training import Dtype, Training
 from simulator.report.summary import Simulated
 from simulator.schedule import ActionKind, PipelineSchedule, build_schedule
@@ -82,7 +82,7 @@ def test_the_layers_alone_at_peak(record: Record) -> None:
             if isinstance(operator, AttentionCore)
             else operator.forward_flops_per_token
             for operator in layer.operators
-            if not isinstance(operator, Streamed)
+            if not isinstance(operator, Streamed | Move)
         )
         for layer in simulated.model.layers
     }
@@ -153,8 +153,8 @@ def _sent(inputs: dict[str, Any], counts: Callable[[Exchange], bool]) -> int:
 
 def _chunks_at_peak(simulated: Simulated) -> dict[int, int]:
     """Microbatches of each stage of rank 0 that are in flight when most bytes are."""
-    schedule, costs = simulated.schedule, simulated.costs
-    kept = {stage: sum(layer.kept_bytes for layer in costs.stages[stage].layers) for stage in schedule.stages_of(0)}
+    schedule = simulated.schedule
+    kept = {stage: sum(_kept(simulated, stage)) for stage in schedule.stages_of(0)}
     level = dict.fromkeys(kept, 0)
     held, highest, at_peak = 0, 0, dict(level)
     for action in schedule.actions(0):
@@ -167,12 +167,13 @@ def _chunks_at_peak(simulated: Simulated) -> dict[int, int]:
 
 
 def _left_out_bytes(simulated: Simulated, stage: int) -> int:
-    scenario = simulated.scenario
-    workload = workload_of(simulated.model, scenario.training, scenario.assumptions)
-    return sum(
-        int(kept_bytes(kept, workload, simulated.mesh.degrees))
-        for layer in simulated.costs.stages[stage].stage.layers
-        for operator in layer.operators
-        for kept in operator.kept
-        if kept.statistic or layer is simulated.model.embedding
-    )
+    return sum(_kept(simulated, stage, only_left_out=True))
+
+
+def _kept(simulated: Simulated, stage: int, *, only_left_out: bool = False) -> Iterator[int]:
+    """Bytes of each tensor that a stage keeps; those that the records leave out: statistics, and the embedding's."""
+    rules, share = simulated.costs.memory, simulated.costs.stages[stage].share
+    for place, layer in enumerate(share.layers):
+        for tensor in rules.tapes(share, place).kept:
+            if not only_left_out or tensor.statistic or layer.layer is simulated.model.embedding:
+                yield int(tensor_bytes(tensor, rules.workload, rules.degrees))

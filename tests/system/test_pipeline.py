@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
@@ -10,13 +11,12 @@ from hypothesis import strategies as st
 
 from simulator.cluster import ClusterSpec
 from simulator.config.scenario import Scenario
-from simulator.cost.pricing import LayerCost
+from simulator.cost.memory import MEMORY, Memory
 from simulator.cost.validity import broken_rules
 from simulator.engine import run
-from simulator.lowering.builder import MEMORY, Memory
-from simulator.lowering.passes import recompute_of
-from simulator.model.layers import LayerKind
+from simulator.model.tensors import Tensor
 from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.sharding import tensor_bytes
 from simulator.parallel.training import FullRecompute, Recompute
 from simulator.report.summary import Simulated
 from simulator.schedule import ActionKind, build_schedule
@@ -104,7 +104,7 @@ def test_1f1b_keeps_at_most_p_minus_stage_microbatches(
     assert held == tuple(min(microbatches, pp - stage) for stage in range(pp))
     for stage, count in enumerate(held):
         kept = _kept_of_a_microbatch(simulated, stage)
-        restored = max(recomputed_layer.restored_bytes for recomputed_layer in _recomputed(simulated, stage))
+        restored = _largest_layer(simulated, stage)
         highest = simulated.timeline.counter_peaks[stage].highest[MEMORY.index(Memory.ACTIVATIONS)]
         assert count * kept <= highest <= count * kept + restored
 
@@ -122,7 +122,7 @@ def test_the_activations_of_a_rank_are_those_of_its_microbatches_in_flight(scena
             level += kept[action.stage] if action.kind is ActionKind.FORWARD else -kept[action.stage]
             most = max(most, level)
         assert level == 0
-        restored = [each.restored_bytes for stage in kept for each in _recomputed(simulated, stage)]
+        restored = [_largest_layer(simulated, stage) for stage in kept]
         highest = simulated.timeline.counter_peaks[rank].highest[MEMORY.index(Memory.ACTIVATIONS)]
         assert most <= highest <= most + max(restored)
 
@@ -138,13 +138,20 @@ def _kept_of_a_microbatch(simulated: Simulated, stage: int) -> int:
     """Bytes from the end of a stage's forward to the begin of its backward."""
     costs, is_last = simulated.costs, stage == simulated.schedule.num_stages - 1
     output = 0 if is_last or simulated.scenario.assumptions.free_sent_activations else costs.boundary_bytes
-    return output + sum(each.kept_bytes for each in _recomputed(simulated, stage))
+    share = costs.stages[stage].share
+    tensors = [tensor for place in range(len(share.layers)) for tensor in costs.memory.tapes(share, place).kept]
+    return output + _bytes(simulated, tensors)
 
 
-def _recomputed(simulated: Simulated, stage: int) -> list:
-    layers: tuple[LayerCost, ...] = simulated.costs.stages[stage].layers
-    first = layers[0].kind is LayerKind.EMBEDDING
-    return [recompute_of(layer, place - first, simulated.scenario.training) for place, layer in enumerate(layers)]
+def _largest_layer(simulated: Simulated, stage: int) -> int:
+    """Bytes that recompute can bring back at once, and the output on its way to the next layer."""
+    layers = simulated.costs.stages[stage].stage.layers
+    return max(_bytes(simulated, layer.kept) for layer in layers) + simulated.costs.boundary_bytes
+
+
+def _bytes(simulated: Simulated, tensors: Iterable[Tensor]) -> int:
+    rules = simulated.costs.memory
+    return sum(int(tensor_bytes(each, rules.workload, rules.degrees)) for each in tensors if not each.is_logits)
 
 
 def _only_latency(latency: str) -> ClusterSpec:

@@ -1,0 +1,316 @@
+"""What every pass of a stage does to memory, tensor by tensor, in the order of the program.
+
+The host runs ahead of the device and allocates in program order, so that memory does not depend on how long anything
+takes (PyTorch's caching allocator works at the host's calls). Lowering puts these swings on the tasks of a step;
+`evaluate_memory` adds them up without pricing any time.
+
+FSDP (zero 3), as torch's `fully_shard` runs it: before a layer's forward its parameters are gathered into a buffer and
+copied out of it, the buffer is freed when the next layer's copy is made; backward gathers the next layer beside the one
+that runs. A layer's gradients are copied into the input of a reduce-scatter, which is freed when the next one starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from simulator.cost.liveness import LayerTapes, Splits, WeightGradients, layer_tapes
+from simulator.cost.memory import Memory, Swing, given_back, measured, released, taken
+from simulator.cost.shares import LayerShare, StageShare
+from simulator.model.layers import LayerKind
+from simulator.parallel.assumptions import Assumptions, GradientReduction
+from simulator.parallel.degrees import Degrees, Int
+from simulator.parallel.recompute import recompute_choice
+from simulator.parallel.sharding import Workload, activation_bytes, tensor_bytes
+from simulator.parallel.training import Training
+
+ELEMENTS_PER_REPLICA = 1_000_000
+"""A gradient bucket has at least this many elements for each data-parallel rank (Megatron-LM, E3.4)."""
+Change = Callable[[str, Memory, Int], Swing]
+"""Takes or gives back one tensor."""
+STAGE_INPUT, STAGE_OUTPUT = "stage input", "stage output"
+"""What a stage receives and sends, where that is not the embedding's or the head's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class At:
+    """A swing and where it happens."""
+
+    swing: Swing
+    """What it does."""
+    place: int | None
+    """Position of the layer in its stage; None: the stage as a whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerMemory:
+    """One layer in one pass."""
+
+    before: tuple[At, ...]
+    """What comes before it runs: gathered parameters."""
+    during: At
+    """Its own tensors."""
+    after: tuple[At, ...]
+    """What goes, or comes, when it has run: gathered parameters, gradients to reduce."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassMemory:
+    """The pass of one microbatch through a stage."""
+
+    begin: tuple[At, ...]
+    """What the stage receives."""
+    layers: dict[int, LayerMemory]
+    """By position, in the order of the pass."""
+    end: tuple[At, ...]
+    """What the stage has sent."""
+
+    def __iter__(self) -> Iterator[At]:
+        """Yields all swings in order."""
+        yield from self.begin
+        for layer in self.layers.values():
+            yield from layer.before
+            yield layer.during
+            yield from layer.after
+        yield from self.end
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemoryRules:
+    """What the memory of every stage depends on.
+
+    Candidates that are evaluated together agree in `zero` and in which degrees are greater than one.
+    """
+
+    workload: Workload
+    """The microbatch."""
+    degrees: Degrees
+    """The cuts."""
+    training: Training
+    """The recipe."""
+    assumptions: Assumptions
+    """Constants."""
+    _measured: dict[object, Swing] = field(default_factory=dict)
+    """Swings of layers that were asked for before."""
+
+    @property
+    def zero(self) -> int:
+        """ZeRO stage."""
+        return int(np.max(self.degrees.zero))
+
+    @property
+    def reduces_once(self) -> bool:
+        """Whether gradients are reduced after the last microbatch only; else after every one."""
+        once = self.assumptions.zero2_reduction is GradientReduction.LAST_MICROBATCH
+        return self.zero < 2 or (self.zero == 2 and once)
+
+    @property
+    def gathered_element_bytes(self) -> int:
+        """Bytes of a gathered parameter: under zero 3 cast to the compute type before it travels (FSDP, E3.1)."""
+        types = self.training.types
+        if self.zero < 3:
+            return types.parameters.bytes
+        return min(types.parameters.bytes, activation_bytes(types.compute))
+
+    @property
+    def weight_gradient_bytes(self) -> int:
+        """Bytes of an element of a weight's gradient as autograd makes it: of the type that the weight computes in."""
+        return min(self.training.types.parameters.bytes, activation_bytes(self.training.types.compute))
+
+    def forward(self, share: StageShare, *, keeps_output: bool) -> PassMemory:
+        """Returns the forward pass of a microbatch; `keeps_output`: its output stays in memory until backward."""
+        order = range(len(share.layers))
+        first, last = share.layers[0].layer, share.layers[-1].layer
+        layers = {}
+        for position in order:
+            before: tuple[At, ...] = ()
+            after: tuple[At, ...] = ()
+            if self.zero >= 3:
+                before = (
+                    self._buffer(share, position, taken),
+                    *((self._buffer(share, position - 1, given_back),) if position else ()),
+                    self._gathered(share, position, taken),
+                )
+                after = (self._gathered(share, position, given_back),)
+                if position == order[-1]:
+                    after += (self._buffer(share, position, given_back),)
+            layers[position] = LayerMemory(before=before, during=self._during(share, position), after=after)
+        received = taken(STAGE_INPUT, Memory.ACTIVATIONS, tensor_bytes(first.input, self.workload, self.degrees))
+        sent: tuple[At, ...] = ()
+        if last.kind is not LayerKind.HEAD and not keeps_output:
+            sent = (_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, self.boundary_bytes(share))),)
+        return PassMemory(begin=(_stage(received),), layers=layers, end=sent)
+
+    def backward(self, share: StageShare, *, first: bool, last: bool, keeps_output: bool) -> PassMemory:
+        """Returns the backward pass of a microbatch.
+
+        Args:
+            share: the stage.
+            first: the first microbatch of a step, which begins the gradients.
+            last: the last one, after which gradients are reduced.
+            keeps_output: whether the stage's output stayed in memory.
+        """
+        edge = self.boundary_bytes(share)
+        order = range(len(share.layers) - 1, -1, -1)
+        buckets = self.buckets(share, backward=True) if last and self.frees_gradients_in_buckets else []
+        ends_of_buckets = {bucket[-1]: number for number, bucket in enumerate(buckets)}
+        layers = {}
+        reducing: tuple[At, ...] = ()
+        issued: set[int] = set()
+        for position in order:
+            before: tuple[At, ...] = ()
+            after: tuple[At, ...] = ()
+            if self.zero >= 3:
+                until = max(-1, position - 1 - self.assumptions.fsdp_prefetch_layers)
+                fresh = [number for number in range(position - 1, until, -1) if number not in issued]
+                own = () if position in issued else (self._buffer(share, position, taken),)
+                issued |= {position, *fresh}
+                before = (
+                    *own,
+                    self._gathered(share, position, taken),
+                    self._buffer(share, position, given_back),
+                    *(self._buffer(share, number, taken) for number in fresh),
+                )
+                after = (self._gathered(share, position, given_back),)
+            if not self.reduces_once:
+                after += (
+                    *reducing,
+                    self._reduce_input(share, position, taken),
+                    self._unsharded(share, position),
+                )
+                reducing = (self._reduce_input(share, position, given_back),)
+            elif ends_of_buckets.get(position):
+                done = buckets[ends_of_buckets[position] - 1]
+                after += tuple(self._unsharded(share, number) for number in done)
+            during = self._during(share, position, begins=first or not self.reduces_once)
+            layers[position] = LayerMemory(before=before, during=during, after=after)
+        end = [*reducing]
+        if share.layers[0].layer.kind is not LayerKind.EMBEDDING:
+            end.append(_stage(given_back(f"gradient of {STAGE_INPUT}", Memory.TEMPORARY, edge)))
+        if keeps_output:
+            end.append(_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, edge)))
+        begin: tuple[At, ...] = ()
+        if share.layers[-1].layer.kind is not LayerKind.HEAD:
+            begin = (_stage(taken(f"gradient of {STAGE_OUTPUT}", Memory.TEMPORARY, edge)),)
+        return PassMemory(begin=begin, layers=layers, end=tuple(end))
+
+    def end_of_step(self, share: StageShare) -> tuple[At, ...]:
+        """Returns what a stage frees when the reductions of its gradients are done (zero 2)."""
+        if not (self.zero == 2 and self.reduces_once):
+            return ()
+        freed = self.buckets(share, backward=True)[-1] if self.frees_gradients_in_buckets else range(len(share.layers))
+        return tuple(self._unsharded(share, number) for number in freed)
+
+    def update(self, shares: Sequence[StageShare]) -> tuple[At, At]:
+        """Returns the buffers of the optimizer's update, taken and given back."""
+        size = sum(share.optimizer_temporary_bytes for share in shares)
+        name = "gradients in the type of the master weights"
+        return _stage(taken(name, Memory.TEMPORARY, size)), _stage(given_back(name, Memory.TEMPORARY, size))
+
+    @property
+    def frees_gradients_in_buckets(self) -> bool:
+        """Whether whole gradients go bucket by bucket, each when the next one is reduced (zero 2, overlapped)."""
+        return self.zero == 2 and self.reduces_once and self.training.overlap.dp
+
+    def buckets(self, share: StageShare, *, backward: bool) -> list[list[int]]:
+        """Returns the positions of the layers of each gradient bucket, in the order of the pass (E3.4)."""
+        smallest = int(
+            np.max(np.maximum(self.assumptions.gradient_bucket_elements, ELEMENTS_PER_REPLICA * self.degrees.replicas))
+        )
+        order = range(len(share.layers))
+        buckets: list[list[int]] = [[]]
+        filled = 0
+        for position in reversed(order) if backward else order:
+            if filled >= smallest:
+                buckets.append([])
+                filled = 0
+            buckets[-1].append(position)
+            layer = share.layers[position]
+            filled += int(np.max(layer.dense_parameters + layer.expert_parameters))
+        return buckets
+
+    def boundary_bytes(self, share: StageShare) -> Int:
+        """Returns the bytes of the activation at a stage's edge (E4.15)."""
+        first = share.layers[0].layer
+        stream = first.tensors[first.output] if first.kind is LayerKind.EMBEDDING and first.output else first.input
+        return tensor_bytes(stream, self.workload, self.degrees)
+
+    def tapes(self, share: StageShare, position: int, *, begins: bool = True) -> LayerTapes:
+        """Returns the tapes of a layer; `begins`: its gradients are not added to those of earlier microbatches."""
+        layer = share.layers[position].layer
+        among_transformers = position - (share.layers[0].layer.kind is LayerKind.EMBEDDING)
+        dense, expert = self._kept_apart
+        resident = (
+            WeightGradients.ACCUMULATED if self.assumptions.gradient_accumulation_fusion else WeightGradients.TEMPORARY
+        )
+        return layer_tapes(
+            layer,
+            recompute_choice(self.training, layer.kind, among_transformers),
+            Splits(
+                sequence=bool(np.max(self.degrees.sequence) > 1),
+                experts=bool(np.max(self.degrees.ep * self.degrees.etp) > 1),
+                context=bool(np.max(self.degrees.cp) > 1),
+                gradients=WeightGradients.KEPT if dense and begins else resident,
+                expert_gradients=WeightGradients.KEPT if expert and begins else resident,
+            ),
+        )
+
+    @property
+    def _kept_apart(self) -> tuple[bool, bool]:
+        """Whether the gradients of dense and of expert weights are whole for a while, beside their resident shards."""
+        degrees = self.degrees
+        if self.zero < 2:
+            return False, False
+        if self.reduces_once:
+            dense, expert = degrees.shard_group, degrees.expert_shard_group
+        else:
+            dense, expert = degrees.replicas, degrees.expert_replicas
+        return bool(np.max(dense) > 1), bool(np.max(expert) > 1)
+
+    def _during(self, share: StageShare, position: int, *, begins: bool | None = None) -> At:
+        """The own tensors of a layer: forward, or backward if it is said whether that begins the gradients."""
+        tapes = self.tapes(share, position, begins=bool(begins))
+        tape = tapes.forward if begins is None else tapes.backward
+        if tape not in self._measured:
+            self._measured[tape] = measured(
+                tape,
+                self.workload,
+                self.degrees,
+                weight_gradient_bytes=self.weight_gradient_bytes,
+                # Whole gradients that stay over microbatches (zero 2) are those of the gradient buffers.
+                kept_gradient_bytes=self.training.types.gradients.bytes
+                if self.zero == 2
+                else self.weight_gradient_bytes,
+            )
+        return At(swing=self._measured[tape], place=position)
+
+    def _unsharded(self, share: StageShare, position: int) -> At:
+        """Frees the whole gradients of a layer."""
+        return At(swing=released(self._during(share, position, begins=True).swing, Memory.GRADIENTS), place=position)
+
+    def _gathered(self, share: StageShare, position: int, change: Change) -> At:
+        size = self._gathered_bytes(share.layers[position])
+        return At(swing=change("gathered parameters", Memory.TEMPORARY, size), place=position)
+
+    def _buffer(self, share: StageShare, position: int, change: Change) -> At:
+        size = self._gathered_bytes(share.layers[position])
+        return At(swing=change("all-gather buffer", Memory.TEMPORARY, size), place=position)
+
+    def _gathered_bytes(self, layer: LayerShare) -> Int:
+        """The gathered parameters of a layer, as far as they are sharded at all (E3.3)."""
+        dense = (layer.dense_parameters + layer.shared_parameters) * (self.degrees.shard_group > 1)
+        expert = layer.expert_parameters * (self.degrees.expert_shard_group > 1)
+        return self.gathered_element_bytes * (dense + expert)
+
+    def _reduce_input(self, share: StageShare, position: int, change: Change) -> At:
+        """The copy of a layer's gradients that is reduced, in the type of the network (E3.3)."""
+        layer = share.layers[position]
+        dense, expert = self._kept_apart
+        size = self.training.types.reduce.bytes * (dense * layer.dense_parameters + expert * layer.expert_parameters)
+        return At(swing=change("input of reduce-scatter", Memory.TEMPORARY, size), place=position)
+
+
+def _stage(swing: Swing) -> At:
+    return At(swing=swing, place=None)

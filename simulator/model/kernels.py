@@ -1,0 +1,46 @@
+"""How operators are implemented, as far as that changes which tensors exist: fused or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class CrossEntropy(StrEnum):
+    """How the loss treats the logits."""
+
+    UNFUSED = "unfused"
+    """One fp32 copy, worked on in place: Megatron-LM's vocabulary-parallel loss (E3.10)."""
+    FUSED = "fused"
+    """The gradient is written over the logits; no fp32 copy (E3.10)."""
+    EAGER = "eager"
+    """An fp32 copy, its log-softmax beside it, and a gradient of each: `torch.nn.functional.cross_entropy`."""
+
+
+class ExpertWeighting(StrEnum):
+    """Where the router's probability multiplies."""
+
+    OUTPUT = "output"
+    """The expert's output, which is kept for the gradient of the probability (E3.8, x = 2h)."""
+    ACTIVATION = "activation"
+    """The activation before the down projection, which is kept instead (E3.8, x = 2f_e)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """Which operators are fused."""
+
+    flash_attention: bool = True
+    """No score matrix in memory (Dao 2023)."""
+    fused_norm: bool = True
+    """One kernel from input to output; false: an fp32 copy and the normalised tensor exist, and are kept."""
+    fused_activation: bool = True
+    """One kernel for a gated activation; false: the activated gate exists before its product, and is kept."""
+    cross_entropy: CrossEntropy = CrossEntropy.UNFUSED
+    """The loss."""
+    expert_weighting: ExpertWeighting = ExpertWeighting.OUTPUT
+    """Where the router's probability multiplies."""
+
+
+FUSED = Kernels()
+"""What a current training framework uses, its loss apart."""

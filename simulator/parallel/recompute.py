@@ -1,0 +1,62 @@
+"""Which operators of a layer are run again in backward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.model.layers import LayerKind
+from simulator.model.operators import Part
+from simulator.parallel.training import FullRecompute, Recompute, SelectiveRecompute, Training
+
+WHOLE = "layer"
+"""Name of the only region of a layer that is recomputed in full."""
+SELECTIVE_DEFAULT = frozenset({str(Part.CORE_ATTENTION)})
+"""What `recompute: selective` drops (Korthikanti 2022, section 5)."""
+KEEPS_RESULTS = frozenset({str(Part.CORE_ATTENTION)})
+"""Parts whose results are kept, as the next operator saves them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecomputeChoice:
+    """What is recomputed in one layer."""
+
+    whole: bool = False
+    """The whole layer: only its input is kept."""
+    names: frozenset[str] = frozenset()
+    """Parts (`Part`) and blocks that are recomputed each on its own."""
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing is recomputed."""
+        return not (self.whole or self.names)
+
+    def region(self, *, block: str, part: Part | None) -> str | None:
+        """Returns the name of the region that an operator belongs to; None: it is not run again."""
+        if self.whole:
+            return WHOLE
+        if block in self.names:
+            return block
+        return str(part) if part is not None and part in self.names else None
+
+
+NOTHING = RecomputeChoice()
+
+
+def recompute_choice(training: Training, kind: LayerKind, position: int) -> RecomputeChoice:
+    """Returns what is recomputed of a layer.
+
+    Args:
+        training: the recipe.
+        kind: of the layer; embedding and head are never recomputed.
+        position: of the layer among its stage's transformer layers.
+    """
+    recompute = training.recompute
+    if kind in (LayerKind.EMBEDDING, LayerKind.HEAD):
+        return NOTHING
+    if recompute is Recompute.FULL or (isinstance(recompute, FullRecompute) and position < recompute.full_layers):
+        return RecomputeChoice(whole=True)
+    if recompute is Recompute.SELECTIVE:
+        return RecomputeChoice(names=SELECTIVE_DEFAULT)
+    if isinstance(recompute, SelectiveRecompute):
+        return RecomputeChoice(names=frozenset(str(name) for name in recompute.operators))
+    return NOTHING
