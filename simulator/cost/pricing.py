@@ -119,7 +119,13 @@ def price_stages(
         sustained=assumptions.sustained_compute,
     )
     shares = share_stages(model, stages, degrees, training, vocab_padding=pricing.workload.vocab_padding)
-    rules = MemoryRules(workload=pricing.workload, degrees=degrees, training=training, assumptions=assumptions)
+    rules = MemoryRules(
+        workload=pricing.workload,
+        degrees=degrees,
+        training=training,
+        assumptions=assumptions,
+        has_experts=model.spec.experts is not None,
+    )
     blocks: dict[Layer, tuple[BlockCost, ...]] = {}
     by_key: dict[object, StageCost] = {}
     priced: list[StageCost] = []

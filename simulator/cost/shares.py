@@ -6,8 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from simulator.cost.states import StateBytes, gradient_copy_bytes, parameter_share, state_bytes
-from simulator.model.layers import Layer, LayerKind, Model
-from simulator.model.tensors import Weight
+from simulator.model.layers import Layer, Model
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.sharding import is_expert, is_split_over_tensor, local_elements
 from simulator.parallel.stages import Stage
@@ -16,18 +15,27 @@ from simulator.parallel.training import Training
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerShare:
-    """A layer and the parameters that one rank computes with, padding included."""
+    """A layer and what one rank holds of it."""
 
     layer: Layer
     """The layer."""
     dense_parameters: Int
-    """Trained parameters reduced over data x context."""
+    """Trained parameters that the rank computes with and reduces over data x context, padding included."""
     expert_parameters: Int
-    """Trained parameters reduced over the experts' own group."""
+    """The same, reduced over the experts' own group."""
     shared_parameters: Int = 0
     """Parameters of another layer of the same rank that it uses too: a tied table, which zero 3 gathers again."""
     replicated_parameters: Int
     """Part of the dense ones that every tensor rank holds in full: norms, router, output biases (E4.14)."""
+    states: StateBytes
+    """Resident bytes of its parameters, gradients and optimizer."""
+    optimizer_temporary_bytes: Int
+    """Buffers alive only during the update: gradients cast to the type of the master weights (E3.1, fp16 row)."""
+
+    @property
+    def num_parameters(self) -> Int:
+        """Trained parameters that the rank computes with."""
+        return self.dense_parameters + self.expert_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +61,7 @@ def share_stages(
 ) -> tuple[StageShare, ...]:
     """Returns what a rank holds of every stage; equal layers are looked at once."""
     distinct = dict.fromkeys(layer for stage in stages for layer in stage.layers)
-    layers = {layer: layer_share(layer, degrees, vocab_padding=vocab_padding) for layer in distinct}
-    states = {layer: _states_of(layer.weights, degrees, training, vocab_padding) for layer in distinct}
+    layers = {layer: layer_share(layer, degrees, training, vocab_padding=vocab_padding) for layer in distinct}
     table = 0
     if model.tied_table is not None:
         table = local_elements(model.tied_table.axes, degrees, vocab_padding=vocab_padding)
@@ -63,34 +70,16 @@ def share_stages(
     for stage in stages:
         key = (stage.key, stage.tied_copy is not None)
         if key not in by_key:
-            counts = Counter(stage.layers)
-            held = [(states[layer], count) for layer, count in counts.items()]
-            of_layers = sum(
-                (layers[layer].dense_parameters + layers[layer].expert_parameters) * count
-                for layer, count in counts.items()
-            )
-            if stage.tied_copy is not None:
-                copy = (stage.tied_copy,)
-                held.append((_states_of(copy, degrees, training, vocab_padding), 1))
-                of_layers = of_layers + table
-            by_key[key] = StageShare(
-                stage=stage,
-                layers=tuple(_with_tied_table(layers[layer], stage, table) for layer in stage.layers),
-                states=StateBytes(
-                    parameters=sum(state.states.parameters * count for state, count in held),
-                    gradients=sum(state.states.gradients * count for state, count in held),
-                    optimizer=sum(state.states.optimizer * count for state, count in held),
-                ),
-                num_parameters=of_layers,
-                tied_parameters=table,
-                optimizer_temporary_bytes=sum(state.copy_bytes * count for state, count in held),
-            )
+            held = [layers[layer] for layer in stage.layers]
+            if model.tied_table is not None and stage.layers[-1] is model.head:
+                held[-1] = _with_tied_table(held[-1], stage, degrees, training, vocab_padding, table)
+            by_key[key] = _stage_share(stage, tuple(held), table)
         shares.append(replace(by_key[key], stage=stage))
     return tuple(shares)
 
 
-def layer_share(layer: Layer, degrees: Degrees, *, vocab_padding: int) -> LayerShare:
-    """Returns the parameters of a layer on one rank."""
+def layer_share(layer: Layer, degrees: Degrees, training: Training, *, vocab_padding: int) -> LayerShare:
+    """Returns what a rank holds of a layer."""
     share = parameter_share(layer.weights, degrees, vocab_padding=vocab_padding)
     return LayerShare(
         layer=layer,
@@ -101,26 +90,44 @@ def layer_share(layer: Layer, degrees: Degrees, *, vocab_padding: int) -> LayerS
             for weight in layer.weights
             if weight.trained and not is_expert(weight) and not is_split_over_tensor(weight)
         ),
+        states=state_bytes(layer.weights, degrees, training, vocab_padding=vocab_padding),
+        optimizer_temporary_bytes=gradient_copy_bytes(layer.weights, degrees, training, vocab_padding=vocab_padding),
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _LayerStates:
-    states: StateBytes
-    copy_bytes: Int
-
-
-def _states_of(weights: tuple[Weight, ...], degrees: Degrees, training: Training, vocab_padding: int) -> _LayerStates:
-    return _LayerStates(
-        states=state_bytes(weights, degrees, training, vocab_padding=vocab_padding),
-        copy_bytes=gradient_copy_bytes(weights, degrees, training, vocab_padding=vocab_padding),
+def _stage_share(stage: Stage, layers: tuple[LayerShare, ...], table: Int) -> StageShare:
+    counts = Counter(id(layer) for layer in layers)
+    distinct = [(layer, counts[id(layer)]) for layer in {id(layer): layer for layer in layers}.values()]
+    return StageShare(
+        stage=stage,
+        layers=layers,
+        states=StateBytes(
+            parameters=sum(layer.states.parameters * count for layer, count in distinct),
+            gradients=sum(layer.states.gradients * count for layer, count in distinct),
+            optimizer=sum(layer.states.optimizer * count for layer, count in distinct),
+        ),
+        num_parameters=sum(layer.num_parameters * count for layer, count in distinct),
+        tied_parameters=table,
+        optimizer_temporary_bytes=sum(layer.optimizer_temporary_bytes * count for layer, count in distinct),
     )
 
 
-def _with_tied_table(layer: LayerShare, stage: Stage, tied_parameters: Int) -> LayerShare:
+def _with_tied_table(
+    head: LayerShare, stage: Stage, degrees: Degrees, training: Training, vocab_padding: int, table: Int
+) -> LayerShare:
     """The head holds its own copy of a tied table, or shares that of the embedding where both are on one stage."""
-    if layer.layer.kind is not LayerKind.HEAD or (isinstance(tied_parameters, int) and not tied_parameters):
-        return layer
     if stage.tied_copy is None:
-        return replace(layer, shared_parameters=tied_parameters)
-    return replace(layer, dense_parameters=layer.dense_parameters + tied_parameters)
+        return replace(head, shared_parameters=table)
+    copy = (stage.tied_copy,)
+    states = state_bytes(copy, degrees, training, vocab_padding=vocab_padding)
+    cast = gradient_copy_bytes(copy, degrees, training, vocab_padding=vocab_padding)
+    return replace(
+        head,
+        dense_parameters=head.dense_parameters + table,
+        states=StateBytes(
+            parameters=head.states.parameters + states.parameters,
+            gradients=head.states.gradients + states.gradients,
+            optimizer=head.states.optimizer + states.optimizer,
+        ),
+        optimizer_temporary_bytes=head.optimizer_temporary_bytes + cast,
+    )

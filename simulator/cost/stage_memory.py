@@ -92,6 +92,8 @@ class MemoryRules:
     """The recipe."""
     assumptions: Assumptions
     """Constants."""
+    has_experts: bool
+    """Whether the model is a mixture of experts."""
     _measured: dict[object, Swing] = field(default_factory=dict)
     """Swings of layers that were asked for before."""
 
@@ -179,6 +181,7 @@ class MemoryRules:
                     *reducing,
                     self._reduce_input(share, position, taken),
                     self._unsharded(share, position),
+                    *((self._sharded(share, position, taken),) if first and self.frees_gradients else ()),
                 )
                 reducing = (self._reduce_input(share, position, given_back),)
             elif ends_of_buckets.get(position):
@@ -203,11 +206,20 @@ class MemoryRules:
         freed = self.buckets(share, backward=True)[-1] if self.frees_gradients_in_buckets else range(len(share.layers))
         return tuple(self._unsharded(share, number) for number in freed)
 
-    def update(self, shares: Sequence[StageShare]) -> tuple[At, At]:
-        """Returns the buffers of the optimizer's update, taken and given back."""
+    def update(self, shares: Sequence[StageShare]) -> tuple[tuple[At, ...], tuple[At, ...]]:
+        """Returns what the optimizer's update of a rank takes, and what is given back when it is done."""
         size = sum(share.optimizer_temporary_bytes for share in shares)
         name = "gradients in the type of the master weights"
-        return _stage(taken(name, Memory.TEMPORARY, size)), _stage(given_back(name, Memory.TEMPORARY, size))
+        freed = [_stage(given_back(name, Memory.TEMPORARY, size))]
+        if self.frees_gradients:
+            for share in shares:
+                freed += [self._sharded(share, position, given_back) for position in range(len(share.layers))]
+        return (_stage(taken(name, Memory.TEMPORARY, size)),), tuple(freed)
+
+    @property
+    def frees_gradients(self) -> bool:
+        """Whether sharded gradients come in the first backward of a step and go after the update."""
+        return self.zero >= 3 and self.assumptions.free_gradients
 
     @property
     def frees_gradients_in_buckets(self) -> bool:
@@ -289,6 +301,11 @@ class MemoryRules:
     def _unsharded(self, share: StageShare, position: int) -> At:
         """Frees the whole gradients of a layer."""
         return At(swing=released(self._during(share, position, begins=True).swing, Memory.GRADIENTS), place=position)
+
+    def _sharded(self, share: StageShare, position: int, change: Change) -> At:
+        """The rank's shard of a layer's gradients."""
+        size = share.layers[position].states.gradients
+        return At(swing=change("sharded gradients", Memory.GRADIENTS, size), place=position)
 
     def _gathered(self, share: StageShare, position: int, change: Change) -> At:
         size = self._gathered_bytes(share.layers[position])

@@ -154,9 +154,9 @@ class RoutineWriter:
         if norm is not None:
             build.blocking(norm, party=Group.WORLD, category=Category(norm.axis))
         taken, given_back = self.passes.memory.update([chunk.cost.share for chunk in chunks])
-        build.memory(taken)
+        build.memory(*taken)
         build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
-        build.memory(given_back)
+        build.memory(*given_back)
         if data.zero in (1, 2) and not training.overlap.dp:
             for chunk in chunks:
                 for exchange, group in self._bucket_gathers(chunk.cost, range(len(chunk.cost.layers))):

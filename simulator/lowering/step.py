@@ -9,8 +9,9 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from simulator.cost.memory import MEMORY, Memory
+from simulator.cost.memory import MEMORY, Held
 from simulator.cost.pricing import StageCosts
+from simulator.cost.resident import levels_of, resident
 from simulator.engine import Communicator, Program, RankClass, Resource
 from simulator.engine.program import LONGEST_STEP_PS, longest_ps
 from simulator.errors import ScenarioError, Violation
@@ -30,7 +31,7 @@ from simulator.lowering.routines import Chunk, RoutineWriter
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
-from simulator.parallel.mesh import DeviceMesh, Group
+from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.training import Training
 from simulator.schedule import PipelineSchedule
 from simulator.schedule.actions import BACKWARD_CODE, FORWARD_CODE
@@ -217,7 +218,7 @@ class _StepLowering:
                     calls=calls[rank],
                     resources=tuple(range(len(resources), len(resources) + len(ports))),
                     communicators=tuple(bound),
-                    initial=self._initial(rank),
+                    initial=levels_of(self.resident(rank)),
                 )
             )
             resources += ports
@@ -246,16 +247,6 @@ class _StepLowering:
             for way in ("out", "in")
         ]
 
-    def _initial(self, rank: int) -> tuple[int, ...]:
-        """The steady level of each memory category: states, communicator buffers, device context (E3.13)."""
-        states = [self.costs.stages[stage].share.states for stage in self.schedule.stages_of(rank)]
-        groups = sum(shape.size > 1 for group, shape in self.mesh.shapes.items() if group is not Group.WORLD)
-        pipeline_neighbours = NUM_DIRECTIONS if self.schedule.pp > 1 else 0
-        assumptions = self.writer.assumptions
-        level = dict.fromkeys(Memory, 0)
-        level[Memory.PARAMETERS] = sum(int(state.parameters) for state in states)
-        level[Memory.GRADIENTS] = sum(int(state.gradients) for state in states)
-        level[Memory.OPTIMIZER] = sum(int(state.optimizer) for state in states)
-        level[Memory.COMMUNICATION] = (groups + pipeline_neighbours) * assumptions.communicator_buffers
-        level[Memory.FRAMEWORK] = assumptions.device_context
-        return tuple(level[counter] for counter in MEMORY)
+    def resident(self, rank: int) -> tuple[Held, ...]:
+        shares = [self.costs.stages[stage].share for stage in self.schedule.stages_of(rank)]
+        return resident(self.costs.memory, shares)

@@ -80,6 +80,19 @@ class Assumptions(BaseModel):
         description="Weight gradients of GEMMs are added into the resident gradients by the GEMM (Megatron-LM); false: "
         "each is a temporary tensor first.",
     )
+    weight_gradient_placeholders: bool = Field(
+        True,
+        description="With fused accumulation one 16-bit tensor of each distinct shape of a linear weight stays in "
+        "memory (Transformer Engine); zero 3 has none.",
+    )
+    free_gradients: bool = Field(
+        True, description="zero 3: sharded gradients do not exist outside backward and update (zero_grad sets None)."
+    )
+    gemm_workspace: Bytes = Field(
+        32 << 20,
+        description="Workspace of the GEMM library, one for each stream that GEMMs run on: one, and four for experts "
+        "(cuBLAS on Hopper and Blackwell; Transformer Engine).",
+    )
     vocab_padding: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
         128, description="Vocabulary is padded to a multiple of this x tp (Megatron-LM, E1.11); 0: no padding."
     )

@@ -203,7 +203,9 @@ def _middle_stage(name: str, cut: Degrees, training: Training) -> tuple[MemoryRu
     layout = Layout(zero=3, pp=3)
     stages = split_into_stages(whole, layout, degrees(pp=3))
     share = share_stages(whole, stages, cut, training, vocab_padding=0)[1]
-    return MemoryRules(workload=workload(1), degrees=cut, training=training, assumptions=Assumptions()), share
+    return MemoryRules(
+        workload=workload(1), degrees=cut, training=training, assumptions=Assumptions(), has_experts=False
+    ), share
 
 
 @each("memory", "memory.fsdp.")

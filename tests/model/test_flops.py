@@ -33,6 +33,7 @@ NOTHING_RECOMPUTED = StageCosts(
         degrees=degrees(),
         training=Training(sequence_length=1, global_batch=1),
         assumptions=Assumptions(),
+        has_experts=False,
     ),
 )
 CONVENTIONS = {"none": FlopsConvention.MEGATRON, "half": FlopsConvention.CAUSAL}

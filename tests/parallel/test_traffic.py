@@ -47,7 +47,7 @@ def _layer_exchanges(
     prices = pricing(whole, cut, training, Assumptions(), layout)
     layer = whole.layers[-1]
     cost = LayerCost(
-        share=layer_share(layer, cut, vocab_padding=0),
+        share=layer_share(layer, cut, training, vocab_padding=0),
         blocks=tuple(price_block(block, prices) for block in layer.blocks),
     )
     lowering = LayerLowering(
