@@ -11,7 +11,7 @@ FIRST_ADDRESS = 1 << 45
 """Address of the first segment. Later ones lie above, none is used twice: of equal blocks the oldest serves."""
 SEGMENT_EVENT = np.dtype([(name, np.int64) for name in ("event", "action", "address", "bytes", "stream", "small")])
 """A segment that comes or goes: during which event of the trace, `SegmentAction`, where, how large, in which pool."""
-SEGMENT_RANGE = np.dtype([(name, np.int64) for name in ("address", "bytes", "stream", "small")])
+SEGMENT_RANGE = np.dtype([(name, np.int64) for name in ("address", "bytes", "stream", "small", "expandable")])
 """Memory that is there: a segment, or a mapped range of an expandable one."""
 
 
@@ -51,27 +51,36 @@ def signed_bytes(log: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
 
 def present_ranges(log: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     """Returns the memory that is there after a log, of type `SEGMENT_RANGE`, by address."""
+    ranges = np.concatenate([_whole_segments(log), _mapped_ranges(log)])
+    return ranges[np.argsort(ranges["address"])]
+
+
+def _whole_segments(log: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Returns the segments that are allocated and not freed; no address is used twice."""
     allocated = log[log["action"] == SegmentAction.ALLOC]
     freed = log["address"][log["action"] == SegmentAction.FREE]
-    kept = allocated[~np.isin(allocated["address"], freed)]
-    ranges = np.concatenate([kept[list(SEGMENT_RANGE.names or ())].astype(SEGMENT_RANGE), _mapped_ranges(log)])
-    return ranges[np.argsort(ranges["address"])]
+    return _ranges(allocated[~np.isin(allocated["address"], freed)], expandable=False)
 
 
 def _mapped_ranges(log: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     """Returns the mapped ranges of expandable segments, neighbours joined."""
     entries = log[(log["action"] == SegmentAction.MAP) | (log["action"] == SegmentAction.UNMAP)]
     signs = np.where(entries["action"] == SegmentAction.MAP, 1, -1)
-    edges, at = np.unique(
-        np.concatenate([entries["address"], entries["address"] + entries["bytes"]]), return_inverse=True
-    )
+    borders = np.concatenate([entries["address"], entries["address"] + entries["bytes"]])
+    edges, at = np.unique(borders, return_inverse=True)
     steps = np.zeros(len(edges), dtype=np.int64)
     np.add.at(steps, at, np.concatenate([signs, -signs]))
-    ranges = np.empty(np.count_nonzero(steps == 1), dtype=SEGMENT_RANGE)
-    ranges["address"] = edges[steps == 1]
-    ranges["bytes"] = edges[steps == -1] - edges[steps == 1]
-    # The last entry at or below a range lies in the same segment, so it knows the pool.
+    begins, ends = edges[steps == 1], edges[steps == -1]
+    # The last entry at or below the begin of a range lies in the same segment, so it knows the pool.
     entries = entries[np.argsort(entries["address"], kind="stable")]
-    owner = entries[np.searchsorted(entries["address"], ranges["address"], side="right") - 1]
-    ranges["stream"], ranges["small"] = owner["stream"], owner["small"]
+    ranges = _ranges(entries[np.searchsorted(entries["address"], begins, side="right") - 1], expandable=True)
+    ranges["address"], ranges["bytes"] = begins, ends - begins
+    return ranges
+
+
+def _ranges(entries: npt.NDArray[np.void], *, expandable: bool) -> npt.NDArray[np.void]:
+    ranges = np.empty(len(entries), dtype=SEGMENT_RANGE)
+    for name in ("address", "bytes", "stream", "small"):
+        ranges[name] = entries[name]
+    ranges["expandable"] = expandable
     return ranges
