@@ -5,6 +5,7 @@ A trace is arrays, not objects: a step of a deep pipeline has a million events a
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -107,6 +108,16 @@ class AllocationTrace:
         """Returns the bytes that live tensors asked for, after each event, shape [events]."""
         sizes = self.tensor_bytes[self.tensors]
         return np.cumsum(np.where(self.allocates, sizes, -sizes))
+
+    def repeated(self, *, begin: int, times: int) -> AllocationTrace:
+        """Returns the trace with its events from `begin` on played so many times: one step as several.
+
+        Raises:
+            SimulatorFault: those events leave a tensor allocated that they allocate, or free one from before.
+        """
+        parts = [np.arange(begin), *[np.arange(begin, self.num_events)] * times]
+        events = np.concatenate(parts).astype(np.int64)
+        return dataclasses.replace(self, tensors=self.tensors[events], allocates=self.allocates[events])
 
     def _problem(self) -> str | None:
         tensor_arrays = {

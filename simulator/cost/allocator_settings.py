@@ -42,7 +42,7 @@ class AllocatorSettings:
     capacity_bytes: int | None = None
     """Device memory left to the allocator's segments (without context, NCCL and other processes); None: no end."""
     limit_bytes: int | None = None
-    """`torch.cuda.set_per_process_memory_fraction` times the device's memory; None: not set."""
+    """`torch.cuda.set_per_process_memory_fraction` times the device's memory; None: not set, or a fraction of 1."""
     expandable_segments: bool = False
     """One growing segment for each pool and stream, instead of one segment for each request that finds no block."""
     roundup_power2_divisions: int = 0

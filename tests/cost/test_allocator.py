@@ -171,6 +171,7 @@ def test_blocks_beyond_max_split_size_are_kept_whole_for_requests_of_about_their
     requests = ((mib(100), 0), 0)
     assert offsets(run(*requests, (mib(60), 0), settings=settings))[-1] == 100  # below 64 MiB: not from that block
     assert offsets(run(*requests, (mib(80), 0), settings=settings))[-1] == 100  # 20 MiB too small
+    assert offsets(run((mib(64), 0), 0, (mib(60), 0), settings=settings))[-1] == 64  # 64 MiB are beyond already
     near = run(*requests, (mib(81), 0), settings=settings)
     assert offsets(near)[-1] == 0
     assert near.block_bytes[-1] == mib(100)
@@ -211,9 +212,10 @@ def test_a_segment_with_a_block_in_use_cannot_be_given_back() -> None:
 
 
 def test_the_limit_holds_before_the_capacity_does() -> None:
-    settings = AllocatorSettings(capacity_bytes=mib(100), limit_bytes=mib(59))
-    assert run((mib(60), 0), settings=settings).out_of_memory is not None
-    assert run((mib(58), 0), settings=settings).out_of_memory is None
+    one_less = AllocatorSettings(capacity_bytes=mib(100), limit_bytes=mib(60) - 1)
+    assert run((mib(60), 0), settings=one_less).out_of_memory is not None
+    just_right = AllocatorSettings(capacity_bytes=mib(100), limit_bytes=mib(60))
+    assert run((mib(60), 0), settings=just_right).out_of_memory is None
 
 
 def test_garbage_collection_gives_back_the_segments_that_idle_longest() -> None:
@@ -254,6 +256,15 @@ def test_out_of_memory_unmaps_the_free_pages_of_an_expandable_segment() -> None:
     assert result.segment_events["action"].tolist() == [2, SegmentAction.UNMAP, 2]
     assert result.segment_events["bytes"].tolist() == [mib(60), mib(40), mib(80)]
     assert result.num_segments_at_peak == 2
+    assert result.reserved_peak_bytes == mib(100)
+
+
+def test_blocks_beyond_max_split_size_are_not_given_back_one_by_one_from_expandable_segments() -> None:
+    settings = AllocatorSettings(expandable_segments=True, max_split_size_bytes=mib(32), capacity_bytes=mib(100))
+    result = run((mib(60), 0), (mib(10), 0), 0, (mib(70), 0), settings=settings)
+    # The address range is 9/8 of 100 MiB in pages of 20 MiB: 120 MiB, too full, so another begins there.
+    assert offsets(result)[-1] == 120
+    assert result.num_retries == 1
     assert result.reserved_peak_bytes == mib(100)
 
 
@@ -348,6 +359,22 @@ def test_after_everything_is_freed_an_emptied_cache_reserves_nothing(
     allocator.empty_cache()
     assert allocator.reserved_bytes == 0
     assert len(present_ranges(allocator.log.to_array())) == 0
+
+
+# --- traces -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_repeated_step_plays_its_events_again() -> None:
+    trace = trace_of([(mib(3), 0), (mib(30), 0), (mib(4), 0), 1, 2]).repeated(begin=1, times=3)
+    assert trace.tensors.tolist() == [0, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2]
+    assert trace.requested_level()[[0, 2, 4, 6, 8, 10, 12]].tolist() == [mib(3), *[mib(37), mib(3)] * 3]
+    assert trace.tensors_at_end.tolist() == [0]
+    assert run_allocator(trace, AllocatorSettings()).reserved_peak_bytes == mib(50)
+
+
+def test_a_step_that_leaves_a_tensor_behind_cannot_be_repeated() -> None:
+    with pytest.raises(SimulatorFault, match=r"tensor 1 is allocated while it lives \(event 3\)"):
+        trace_of([(1, 0), (1, 0), 0]).repeated(begin=1, times=2)
 
 
 # --- wrong input ------------------------------------------------------------------------------------------------------

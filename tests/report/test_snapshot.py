@@ -171,6 +171,7 @@ def test_history_blocks_and_segments_agree_with_each_other_and_with_the_run(
     for segment in snapshot["segments"]:
         ends = np.cumsum([segment["address"], *(block["size"] for block in segment["blocks"])]).tolist()
         assert [block["address"] for block in segment["blocks"]] == ends[:-1]
+        assert all(block["size"] for block in segment["blocks"])
         assert ends[-1] == segment["address"] + segment["total_size"] < LARGEST_EXACT_NUMBER
 
 
