@@ -10,9 +10,10 @@ import time
 
 import numpy as np
 
-from simulator.cost.allocation_trace import NO_LAYER, AllocationTrace, TensorCategory, TensorLabel
+from simulator.cost.allocation_trace import NO_LAYER, AllocationTrace, TensorLabel
 from simulator.cost.allocator import run_allocator
 from simulator.cost.allocator_settings import MEBIBYTE, AllocatorSettings
+from simulator.cost.memory import Memory
 
 LAYERS, STAGES_AFTER = 10, 7
 SAVED_BYTES = (64 * MEBIBYTE, 192 * MEBIBYTE, 64 * MEBIBYTE, 64 * MEBIBYTE, 4 * MEBIBYTE, 512 * 1024, 224 * MEBIBYTE)
@@ -72,7 +73,7 @@ def pipeline_step(num_microbatches: int) -> AllocationTrace:
         tensor_labels=zeros,
         tensor_layers=zeros + NO_LAYER,
         tensor_actions=zeros,
-        labels=(TensorLabel(name="tensor", category=TensorCategory.ACTIVATIONS, operator="layer"),),
+        labels=(TensorLabel(name="tensor", category=Memory.ACTIVATIONS, operator="layer"),),
         actions=("step",),
     )
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
+from simulator.cost.memory import Memory
 from simulator.errors import SimulatorFault
 
 IntArray = npt.NDArray[np.int64]
@@ -19,21 +19,10 @@ BoolArray = npt.NDArray[np.bool_]
 
 NO_LAYER = -1
 """Layer number of a tensor that belongs to none: embeddings, logits, buckets over several layers."""
-MAX_BYTES = 1 << 40
-"""Largest tensor: an exabyte is nonsense to PyTorch, a tebibyte to any device; the sums must stay in 64 bits."""
-
-
-class TensorCategory(StrEnum):
-    """What a tensor is for."""
-
-    PARAMETERS = "parameters"
-    GRADIENTS = "gradients"
-    OPTIMIZER = "optimizer"
-    ACTIVATIONS = "activations"
-    LOGITS = "logits"
-    TEMPORARY = "temporary"
-    COMMUNICATION = "communication"
-    FRAMEWORK = "framework"
+MAX_BYTES = 1 << 52
+"""Largest tensor, 4 PiB: all states of the largest model on one rank have their place in a layout that does not fit."""
+MAX_STREAMS = 1 << 8
+"""Most streams; addresses must stay in 64 bits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +31,7 @@ class TensorLabel:
 
     name: str
     """The tensor as its operator calls it: `query`, `attention output`."""
-    category: TensorCategory
+    category: Memory
     """What it is for."""
     operator: str
     """Operator that allocates it: `attention.qkv`; `optimizer` for states."""
@@ -134,7 +123,7 @@ class AllocationTrace:
         ranges = {
             "tensors": (self.tensors, 0, self.num_tensors),
             "tensor_bytes": (self.tensor_bytes, 0, MAX_BYTES + 1),
-            "tensor_streams": (self.tensor_streams, 0, 1 << 16),
+            "tensor_streams": (self.tensor_streams, 0, MAX_STREAMS),
             "tensor_labels": (self.tensor_labels, 0, len(self.labels)),
             "tensor_layers": (self.tensor_layers, NO_LAYER, 1 << 31),
             "tensor_actions": (self.tensor_actions, 0, len(self.actions)),

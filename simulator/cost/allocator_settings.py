@@ -29,8 +29,8 @@ LARGE_SEGMENT_BYTES = 20 * MEBIBYTE
 """A segment for requests below that, and the step of a large expandable segment (kLargeBuffer)."""
 SEGMENT_STEP_BYTES = 2 * MEBIBYTE
 """Segments of their own size are multiples of it (kRoundLarge)."""
-UNLIMITED_BYTES = 1 << 44
-"""Stands for a device without end: more than any trace asks for."""
+UNLIMITED_BYTES = 1 << 53
+"""Stands for a device without end: 8 PiB."""
 NEVER = -1
 """`AllocatorSettings.collect_beyond_bytes` where garbage is not collected."""
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.cost.allocation_trace import NO_LAYER, AllocationTrace, TensorCategory, TensorLabel
+from simulator.cost.allocation_trace import NO_LAYER, AllocationTrace, TensorLabel
+from simulator.cost.memory import Memory
 
 Request = int | tuple[int, int]
 """An allocation (bytes, stream), or the free of the tensor with this number: they are numbered as they come."""
@@ -31,6 +32,6 @@ def trace_of(requests: Sequence[Request | Sequence[int]]) -> AllocationTrace:
         tensor_labels=zeros,
         tensor_layers=zeros + NO_LAYER,
         tensor_actions=zeros,
-        labels=(TensorLabel(name="tensor", category=TensorCategory.TEMPORARY, operator="operator"),),
+        labels=(TensorLabel(name="tensor", category=Memory.TEMPORARY, operator="operator"),),
         actions=("step",),
     )

@@ -13,7 +13,7 @@
 
 namespace {
 const char* text = std::getenv("STAND_IN_CAPACITY");
-const size_t capacity = text ? std::strtoull(text, nullptr, 10) : 1ull << 44;
+const size_t capacity = text ? std::strtoull(text, nullptr, 10) : 1ull << 53;
 const size_t step = 1 << 21;
 size_t used = 0;
 uint64_t next_address = 1ull << 45;
