@@ -122,6 +122,10 @@ class LayerTapes:
     """From the gradient of its output to that of its input."""
     kept: tuple[Tensor, ...]
     """What stays from forward to backward."""
+    given_gradient: str
+    """Name of the entry that holds the gradient of its output, which it takes over; empty: there is none."""
+    handed_gradient: str
+    """Name of the entry that holds the gradient of its input at the end; a residual path hands on the same one."""
 
 
 @lru_cache(maxsize=1024)
@@ -144,6 +148,8 @@ def layer_tapes(layer: Layer, choice: RecomputeChoice, splits: Splits) -> LayerT
         forward=Tape(entries=entries, events=tuple(forward)),
         backward=Tape(entries=entries, events=tuple(backward)),
         kept=tuple(walk.tensors[name] for name in walk.stored),
+        given_gradient="" if layer.output is None else _gradient_name(walk.name(layer.output)),
+        handed_gradient=walk.gradients.get(walk.name(layer.input.name), ""),
     )
 
 
@@ -362,8 +368,8 @@ class _Walk:
             trained = tuple(weight for weight in trained if not weight.is_matrix)
         if not trained:
             return []
-        name = f"{_WEIGHTS}{operator.name}"
         kept = where is WeightGradients.KEPT
+        name = f"{_WEIGHTS}{operator.name}" + ("" if kept else ", to be added")
         entry = Entry(
             name=name,
             operator=operator.name,
@@ -408,7 +414,7 @@ class _Walk:
         return self.tensors[name].element not in (Element.INDEX, Element.MASK)
 
     def _give_gradient(self, name: str, operator: str, *, allocate: bool) -> None:
-        buffer = f"gradient of {name}"
+        buffer = _gradient_name(name)
         entry = self._entry(name, operator, Use.PASSING, Measure.GRADIENT, shown=buffer)
         self.gradients[name] = buffer
         self.holders[buffer] += 1
@@ -446,3 +452,7 @@ class _Walk:
 
 
 _WEIGHTS = "gradients of the weights of "
+
+
+def _gradient_name(tensor: str) -> str:
+    return f"gradient of {tensor}"

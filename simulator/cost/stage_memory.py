@@ -12,7 +12,7 @@ that runs. A layer's gradients are copied into the input of a reduce-scatter, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -30,6 +30,7 @@ ELEMENTS_PER_REPLICA = 1_000_000
 """A gradient bucket has at least this many elements for each data-parallel rank (Megatron-LM, E3.4)."""
 Change = Callable[[str, Memory, Int], Swing]
 """Takes or gives back one tensor."""
+ALL_GATHER_BUFFER, REDUCE_SCATTER_INPUT = "all-gather buffer", "input of reduce-scatter"
 STAGE_INPUT, STAGE_OUTPUT = "stage input", "stage output"
 """What a stage receives and sends, where that is not the embedding's or the head's."""
 
@@ -42,6 +43,8 @@ class At:
     """What it does."""
     place: int | None
     """Position of the layer in its stage; None: the stage as a whole."""
+    chunk: int | None = None
+    """Stage of the rank, by its number there; None: that of the routine which it is part of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,12 +202,12 @@ class MemoryRules:
             begin = (_stage(taken(f"gradient of {STAGE_OUTPUT}", Memory.TEMPORARY, edge)),)
         return PassMemory(begin=begin, layers=layers, end=tuple(end))
 
-    def end_of_step(self, share: StageShare) -> tuple[At, ...]:
-        """Returns what a stage frees when the reductions of its gradients are done (zero 2)."""
+    def end_of_step(self, share: StageShare, *, chunk: int) -> tuple[At, ...]:
+        """Returns what a stage, of this number on its rank, frees when its gradients are reduced (zero 2)."""
         if not (self.zero == 2 and self.reduces_once):
             return ()
         freed = self.buckets(share, backward=True)[-1] if self.frees_gradients_in_buckets else range(len(share.layers))
-        return tuple(self._unsharded(share, number) for number in freed)
+        return tuple(replace(self._unsharded(share, number), chunk=chunk) for number in freed)
 
     def update(self, shares: Sequence[StageShare]) -> tuple[tuple[At, ...], tuple[At, ...]]:
         """Returns what the optimizer's update of a rank takes, and what is given back when it is done."""
@@ -212,8 +215,11 @@ class MemoryRules:
         name = "gradients in the type of the master weights"
         freed = [_stage(given_back(name, Memory.TEMPORARY, size))]
         if self.frees_gradients:
-            for share in shares:
-                freed += [self._sharded(share, position, given_back) for position in range(len(share.layers))]
+            for chunk, share in enumerate(shares):
+                freed += [
+                    replace(self._sharded(share, position, given_back), chunk=chunk)
+                    for position in range(len(share.layers))
+                ]
         return (_stage(taken(name, Memory.TEMPORARY, size)),), tuple(freed)
 
     @property
@@ -313,7 +319,7 @@ class MemoryRules:
 
     def _buffer(self, share: StageShare, position: int, change: Change) -> At:
         size = self._gathered_bytes(share.layers[position])
-        return At(swing=change("all-gather buffer", Memory.TEMPORARY, size), place=position)
+        return At(swing=change(ALL_GATHER_BUFFER, Memory.TEMPORARY, size), place=position)
 
     def _gathered_bytes(self, layer: LayerShare) -> Int:
         """The gathered parameters of a layer, as far as they are sharded at all (E3.3)."""
@@ -326,7 +332,7 @@ class MemoryRules:
         layer = share.layers[position]
         dense, expert = self._kept_apart
         size = self.training.types.reduce.bytes * (dense * layer.dense_parameters + expert * layer.expert_parameters)
-        return At(swing=change("input of reduce-scatter", Memory.TEMPORARY, size), place=position)
+        return At(swing=change(REDUCE_SCATTER_INPUT, Memory.TEMPORARY, size), place=position)
 
 
 def _stage(swing: Swing) -> At:

@@ -140,6 +140,8 @@ class WrittenRoutine:
     """Its collectives and messages."""
     swings: tuple[At, ...]
     """What it does to memory, in the order of the program."""
+    chunk: int | None
+    """The stage that it works on, by its number on the rank; None: all of them."""
 
 
 @dataclass(slots=True)
@@ -248,13 +250,14 @@ class RoutineBuilder:
             records=records,
         )
 
-    def done(self) -> WrittenRoutine:
-        """Returns the routine."""
+    def done(self, chunk: int | None = None) -> WrittenRoutine:
+        """Returns the routine; `chunk`: the stage that it works on, by its number on the rank."""
         self.cut()
         return WrittenRoutine(
             routine=Routine(name=self.name, tasks=tuple(self.tasks)),
             exchanges=tuple(self.exchanges),
             swings=tuple(self.swings),
+            chunk=chunk,
         )
 
     def _emit(self, *, records: int | None) -> None:

@@ -70,7 +70,7 @@ def _walk_rank(
     at = int(highest.sum(axis=1).argmax())
     level = tuple((before[-1] + nets[-1]).tolist())
     best = max(tuple(highest[at].tolist()), initial, key=sum)
-    swings = [swing.swing for chunk in chunks for swing in passes.rules.end_of_step(chunk)]
+    swings = [at.swing for chunk, share in enumerate(chunks) for at in passes.rules.end_of_step(share, chunk=chunk)]
     swings += [at.swing for part in passes.rules.update(chunks) for at in part]
     end_peak, level = along(level, swings)
     return RankMemory(at_peak=max(best, end_peak, key=sum), final=level)

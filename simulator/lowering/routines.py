@@ -80,7 +80,7 @@ class RoutineWriter:
         )
         self._send(build, chunk, chunk.next, Message.ACTIVATION)
         build.memory(*memory.end)
-        return build.done()
+        return build.done(chunk.number)
 
     def backward(self, chunk: Chunk, *, first: bool, last: bool) -> WrittenRoutine:
         """Returns the whole backward of one microbatch: receive, compute, send; the last one reduces gradients.
@@ -122,7 +122,7 @@ class RoutineWriter:
                     waits=(finished[bucket[-1]],),
                     records=self.registry.event(_reduced(number), shared_over_calls=True) if is_last else None,
                 )
-        return build.done()
+        return build.done(chunk.number)
 
     def begin(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
         """Returns the begin of the step: gathers of the parameters that the last step updated (zero 1 and 2)."""
@@ -147,7 +147,7 @@ class RoutineWriter:
                     build.blocking(exchange, party=group, category=Category.DATA)
             elif reductions:
                 build.wait(self.registry.event(_reduced(chunk.number), shared_over_calls=True))
-            build.memory(*self.passes.memory.end_of_step(chunk.cost.share))
+            build.memory(*self.passes.memory.end_of_step(chunk.cost.share, chunk=chunk.number))
         self._reduce_replicated(build, chunks)
         self._reduce_tied_table(build, chunks)
         norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)

@@ -50,8 +50,15 @@ class LoweredStep:
     """What the engine runs."""
     pipeline_ranks: tuple[int, ...]
     """Pipeline rank of each class of the program."""
-    exchanges: tuple[tuple[Exchange, ...], ...]
-    """For each routine of the program, its collectives and messages."""
+    routines: tuple[WrittenRoutine, ...]
+    """The routines of the program, with what they put on the network and do to memory."""
+    resident: tuple[tuple[Held, ...], ...]
+    """For each pipeline rank, what it holds outside any microbatch."""
+
+    @property
+    def exchanges(self) -> tuple[tuple[Exchange, ...], ...]:
+        """For each routine of the program, its collectives and messages."""
+        return tuple(written.exchanges for written in self.routines)
 
 
 def lower_step(
@@ -109,7 +116,8 @@ def lower_step(
     return LoweredStep(
         program=program,
         pipeline_ranks=members.pipeline_ranks,
-        exchanges=tuple(written.exchanges for written in lowering.routines),
+        routines=tuple(lowering.routines),
+        resident=tuple(lowering.resident(rank) for rank in range(schedule.pp)),
     )
 
 
