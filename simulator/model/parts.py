@@ -52,6 +52,8 @@ class Positions(StrEnum):
     """How a token knows its place."""
 
     LEARNED = "learned"
+    SINUSOIDAL = "sinusoidal"
+    """A fixed table, stored with the weights and not trained (DiT)."""
     ROTARY = "rotary"
     ALIBI = "alibi"
     """A fixed slope for each head, added to the scores (BLOOM)."""

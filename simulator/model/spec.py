@@ -51,6 +51,8 @@ __all__ = [
 ]
 ALL_LINEAR = frozenset({Bias.QKV, Bias.ATTENTION_OUTPUT, Bias.MLP})
 """What `biases: true` means: the linear layers of attention and MLP, not the router."""
+TABLES = (Positions.LEARNED, Positions.SINUSOIDAL)
+"""Positions that are rows of a table."""
 
 
 class ModelSpec(BaseModel):
@@ -92,7 +94,7 @@ class ModelSpec(BaseModel):
     )
     positions: Positions = Field(Positions.ROTARY, description="Position encoding.")
     max_positions: Count | None = Field(
-        None, description="Rows of the table of learned positions; of a model of images: default, one for each token."
+        None, description="Rows of the table of positions; of a model of images: default, one for each token."
     )
     position_buckets: Count = Field(32, description="Rows of the table of relative position biases.")
     embedding: Embedding = Field(Embedding(), description="What the token embedding has beside its table.")
@@ -177,8 +179,8 @@ class ModelSpec(BaseModel):
                 yield "image stands in place of tokens; remove vocab, encoder, mtp_layers and the language head"
         if self.image is None and self.diffusion is not None:
             yield "diffusion needs an image"
-        if self.positions is Positions.LEARNED and self.num_positions is None:
-            yield "learned positions need max_positions, the rows of their table"
+        if self.positions in TABLES and self.num_positions is None:
+            yield f"{self.positions} positions need max_positions, the rows of their table"
         if self.tied_embeddings and not self.has_language_head:
             yield "tied_embeddings is true, but there is no head over the vocabulary; set it to false"
         narrow = self.embedding.width is not None and self.embedding.width != self.hidden
@@ -210,7 +212,7 @@ class ModelSpec(BaseModel):
 
     @property
     def num_positions(self) -> int | None:
-        """Rows of the table of learned positions, the default of images filled in."""
+        """Rows of the table of positions, the default of images filled in."""
         return self.image.tokens if self.max_positions is None and self.image is not None else self.max_positions
 
     @property
