@@ -19,7 +19,7 @@ END_VECTORS, LAYER_VECTORS = 2, 6
 
 
 def condition(spec: ModelSpec, diffusion: Diffusion) -> tuple[Operator, ...]:
-    """Returns the vector of time and label that all layers read: two linear layers and a table (Peebles 2023, section 3.2)."""
+    """Returns the vector of time and label that all layers read: linear layers and a table (Peebles 2023)."""
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     features: Axes = ((TensorAxis.LATENT, diffusion.time_features),)
     labels: Axes = ((TensorAxis.CLASSES, diffusion.labels), *hidden)
