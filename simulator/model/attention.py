@@ -108,14 +108,23 @@ def cross_attention_block(
     *,
     sequence_length: int,
     memory_tokens: int,
+    memory: str | None,
     source: Tensor,
     result: str,
     kernels: Kernels = FUSED,
 ) -> Block:
     """Returns attention of a decoder to its encoder (E1.7): queries of its own tokens, keys and values of the others.
 
-    The encoder's output is saved once, by the last layer of the encoder, whole on each tensor rank: a layer of the
-    decoder saves only its keys and values.
+    The encoder's output is one tensor for the whole decoder, whole on each tensor rank, and saved once.
+
+    Args:
+        spec: the model.
+        sequence_length: tokens of a sequence of the decoder.
+        memory_tokens: tokens of a sequence of the encoder.
+        memory: the encoder's output in the layer that saves it; None: another layer does.
+        source: the residual stream that it reads.
+        result: name of the sum with its output.
+        kernels: which operators are fused.
     """
     heads, kv_heads = _heads(spec), _kv_heads(spec)
     before, normed = block_entry(spec, "attention", source=source, kernels=kernels)
@@ -133,6 +142,8 @@ def cross_attention_block(
                 inputs=hidden,
                 outputs=(*kv_heads, (TensorAxis.LATENT, 2)),
                 weights=linear("key", hidden, kv_heads, bias=bias) + linear("value", hidden, kv_heads, bias=bias),
+                reads=(memory,) if memory else (),
+                saves=(memory,) if memory else (),
                 writes=tuple(on_tensor(name, kv_heads, Tokens.MEMORY) for name in ("key", "value")),
             ),
             core(

@@ -26,6 +26,8 @@ from simulator.model.transformer import (
 
 CROSS = "cross"
 """Prefix of what belongs to attention to the encoder."""
+ENCODED = "encoder output"
+"""What the first layer of the decoder takes over from the last layer of the encoder."""
 
 
 def encoder_length(encoder: Encoder, *, sequence_length: int) -> int:
@@ -38,8 +40,8 @@ def encoder_decoder_layers(
 ) -> tuple[Layer, ...]:
     """Returns the layers of the encoder, then those of the decoder; equal layers are one object.
 
-    The last layer of the encoder also has its final norm and gathers its output, which all layers of the decoder read
-    and none saves again. The first layer of the decoder also embeds the decoder's tokens.
+    The last layer of the encoder also has its final norm and gathers its output. The first layer of the decoder saves
+    that for all the others, and also embeds the decoder's tokens.
     """
     memory = encoder_length(encoder, sequence_length=sequence_length)
     layers = [
@@ -68,8 +70,7 @@ def _encoder_layer(spec: ModelSpec, plan: LayerPlan, memory: int, kernels: Kerne
         final = norm(spec, "encoder final norm", source=OUTPUT, kernels=kernels)
         gather = gathered(final.writes[0])
         output = gather.writes[0].name
-        # Its readers are the layers of the decoder: kept here, once for all of them.
-        blocks += (Block(name="encoder end", entry=(final,), core=(replace(gather, saves=(output,)),)),)
+        blocks += (Block(name="encoder end", entry=(final,), core=(gather,)),)
     return Layer(
         kind=plan.kind,
         variety=_variety("encoder", plan, "last" if is_last else ""),
@@ -96,6 +97,7 @@ def _decoder_layer(
         spec,
         sequence_length=sequence_length,
         memory_tokens=memory,
+        memory=ENCODED if is_first else None,
         source=stream(spec, MIDDLE),
         result="residual",
         kernels=kernels,
@@ -105,7 +107,7 @@ def _decoder_layer(
         kind=plan.kind,
         variety=_variety("decoder", plan, "first" if is_first else ""),
         blocks=(*embedding, attention, *prefixed((cross,), CROSS), mlp),
-        input=stream(spec, "encoder output", Tokens.MEMORY) if is_first else stream(spec, INPUT),
+        input=stream(spec, ENCODED, Tokens.MEMORY) if is_first else stream(spec, INPUT),
         output=OUTPUT,
         memory_tokens=memory,
     )

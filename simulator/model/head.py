@@ -47,7 +47,19 @@ def head_blocks(spec: ModelSpec, *, source: str, kernels: Kernels, stores_table:
         before = ()
     if spec.output_head.pooler or spec.output_head.classes:
         blocks.append(Block(name="pooled head", entry=(*before, *_pooled(spec, last, kernels))))
-    return tuple(blocks) or (Block(name="head", entry=before),)
+    return tuple(blocks) or (Block(name="head", entry=(*before, _outer_loss(last))),)
+
+
+def _outer_loss(source: Tensor) -> Streamed:
+    """Stands for a loss on the hidden features themselves, of a model without a head: its gradient comes from there."""
+    return Streamed(
+        name="loss on hidden features",
+        tokens=source.tokens,
+        features=source.features,
+        forward_bytes_per_element=COPY_BYTES,
+        backward_bytes_per_element=COPY_BYTES,
+        reads=(source.name,),
+    )
 
 
 def _language_block(

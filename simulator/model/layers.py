@@ -161,28 +161,29 @@ class Layer:
         """Parameters of the layer."""
         return sum(weight.count for weight in self.weights)
 
-    def linear_flops(self, sequence_length: int) -> int:
-        """Returns the FLOPs of a sequence in linear layers and convolutions, forward (E2.1, E2.3, E2.4).
+    def forward_flops(self, operator: Operator, sequence_length: int, *, halved: bool) -> int:
+        """Returns the FLOPs of one of its operators for a sequence, forward (E2.1 to E2.4).
 
         What depends on distance alone is computed once for a microbatch and not counted.
+
+        Args:
+            operator: of this layer.
+            sequence_length: tokens of a sequence of the model.
+            halved: whether what causal masks leave out is not counted.
         """
         own = self.sequence_length or sequence_length
-        rows = {Tokens.MEMORY: self.memory_tokens, Tokens.POOLED: 1, Tokens.POSITIONS: 0}
-        total = 0
-        for operator in self.operators:
-            if isinstance(operator, MatMul):
-                total += operator.forward_flops_per_token * rows.get(operator.tokens, own)
-            elif isinstance(operator, ExpertMatMul):
-                total += operator.forward_flops_per_token * own
-            elif isinstance(operator, Convolution):
-                total += operator.forward_flops_per_image
-        return total
-
-    def attention_flops(self, sequence_length: int, *, halved: bool) -> int:
-        """Returns the FLOPs of a sequence in attention cores, forward, what causal masks leave out counted or not."""
-        own = self.sequence_length or sequence_length
-        cores = (operator for operator in self.operators if isinstance(operator, AttentionCore))
-        return sum(core.forward_flops(own, halved=halved) for core in cores)
+        match operator:
+            case MatMul():
+                rows = {Tokens.MEMORY: self.memory_tokens, Tokens.POOLED: 1, Tokens.POSITIONS: 0}
+                return operator.forward_flops_per_token * rows.get(operator.tokens, own)
+            case ExpertMatMul():
+                return operator.forward_flops_per_token * own
+            case Convolution():
+                return operator.forward_flops_per_image
+            case AttentionCore():
+                return operator.forward_flops(own, halved=halved)
+            case _:
+                return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,8 +240,19 @@ class Model:
     @cached_property
     def linear_flops(self) -> int:
         """FLOPs of a sequence in all linear layers and convolutions, forward."""
-        return sum(layer.linear_flops(self.sequence_length) for layer in self.all_layers)
+        return self._flops(halved=False, attention=False)
 
     def attention_flops(self, *, halved: bool) -> int:
         """Returns the FLOPs of a sequence in all attention cores, forward (E2.2)."""
-        return sum(layer.attention_flops(self.sequence_length, halved=halved) for layer in self.all_layers)
+        return self._flops(halved=halved, attention=True)
+
+    def _flops(self, *, halved: bool, attention: bool) -> int:
+        once = {
+            layer: sum(
+                layer.forward_flops(operator, self.sequence_length, halved=halved)
+                for operator in layer.operators
+                if isinstance(operator, AttentionCore) is attention
+            )
+            for layer in dict.fromkeys(self.all_layers)
+        }
+        return sum(once[layer] for layer in self.all_layers)

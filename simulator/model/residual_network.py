@@ -114,7 +114,7 @@ def _residual_block(convolution: Convolution, *, edge: int, stride: int, enterin
             writes=(_feature_map("sum", edge, leaving),),
             passes_gradient=True,
         ),
-        _activation("sum", "sum", edge, leaving, result=OUTPUT),
+        _activation("sum", "sum", edge, leaving, result=OUTPUT, is_kept=False),
     ]
     return Layer(
         kind=LayerKind.DENSE,
@@ -136,6 +136,7 @@ def _head(spec: ModelSpec, *, edge: int, kernels: Kernels) -> Layer:
         backward_bytes_per_element=COPY_BYTES / 2,
         reads=(source.name,),
         writes=(mean,),
+        saves=(source.name,),
     )
     operators: tuple[Operator, ...] = (pooled,)
     if spec.output_head.classes:
@@ -181,8 +182,8 @@ def _convolved(name: str, source: Tensor, *, kernel: int, edge: int, outputs: in
     )
 
 
-def _activation(name: str, source: str, edge: int, channels: int, *, result: str) -> Streamed:
-    """ReLU, in place in released code: its output alone is kept."""
+def _activation(name: str, source: str, edge: int, channels: int, *, result: str, is_kept: bool = True) -> Streamed:
+    """ReLU, in place in released code: its output alone is kept; that of a block, by the layer behind it."""
     return Streamed(
         name=f"{name} activation",
         part=Part.ACTIVATION,
@@ -192,7 +193,7 @@ def _activation(name: str, source: str, edge: int, channels: int, *, result: str
         backward_bytes_per_element=RESIDUAL_BYTES,
         reads=(source,),
         writes=(_feature_map(result, edge, channels),),
-        saves=(result,),
+        saves=(result,) if is_kept else (),
     )
 
 
