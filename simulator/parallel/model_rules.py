@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import reduce
+from operator import and_
 
 from simulator.model.spec import TABLES
 from simulator.parallel.case import Case, Check
@@ -13,12 +14,13 @@ def positions_cover_the_sequence(case: Case) -> Check:
     encoder = case.model.encoder
     s, rows = case.training.sequence_length, case.model.num_positions or 0
     longest = max(s, (encoder.sequence_length or 0) if encoder else 0)
+    path = "training.sequence_length" if longest == s else "model.encoder.sequence_length"
     return Check(
         holds=case.model.positions not in TABLES or longest <= rows,
-        path="training.sequence_length" if longest == s else "model.encoder.sequence_length",
+        path=path,
         problem=lambda: f"{longest} tokens, but the model has only {rows} {case.model.positions} positions",
         why="every token needs a row of the position table",
-        mend=lambda: f"set it to at most {rows}, or model.max_positions to {longest}",
+        mend=lambda: f"set {path} to at most {rows}, or model.max_positions to {longest}",
     )
 
 
@@ -86,18 +88,11 @@ def sequence_parallel_divides_the_encoder(case: Case) -> Check:
 
 def _unsplit(case: Case, *, holds: bool, names: tuple[str, ...], why: str) -> Check:
     """A rule that some degrees are 1 for the models that `holds` does not let through."""
-    degrees = {name: getattr(case.degrees, name) for name in names}
-    unsplit: Any = True
-    for degree in degrees.values():
-        unsplit = unsplit & (degree == 1)
-
-    def first_split() -> str:
-        return next((name for name, degree in degrees.items() if degree != 1), names[0])
-
+    split = next((name for name in names if getattr(case.layout, name) != 1), names[0])
     return Check(
-        holds=holds | unsplit,
-        path=f"layout.{first_split()}" if isinstance(unsplit, bool) else f"layout.{names[0]}",
-        problem=lambda: f"{degrees[first_split()]} with model {case.model.name}",
+        holds=reduce(and_, (getattr(case.degrees, name) == 1 for name in names)) | holds,
+        path=f"layout.{split}",
+        problem=lambda: f"{getattr(case.layout, split)} with model {case.model.name}",
         why=why,
-        mend=lambda: f"set layout.{first_split()} to 1, or choose another model",
+        mend=lambda: f"set layout.{split} to 1, or choose another model",
     )
