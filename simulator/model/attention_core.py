@@ -100,7 +100,7 @@ def core(
     else:
         made = (on_tensor("softmax output", scores),)
         if spec.dropout:
-            mask = Tensor(name="attention dropout mask", tokens=Tokens.TENSOR, features=scores, element=Element.MASK)
+            mask = Tensor(name="softmax dropout mask", tokens=Tokens.TENSOR, features=scores, element=Element.MASK)
             made += (mask, on_tensor("dropped softmax", scores))
         saved = tuple(tensor.name for tensor in made)
         made += (on_tensor("attention scores", scores),)

@@ -53,7 +53,7 @@ def condition(spec: ModelSpec, diffusion: Diffusion) -> tuple[Operator, ...]:
 def _modulation(spec: ModelSpec, num_vectors: int) -> tuple[Operator, ...]:
     """The vectors that shift, scale and gate: a linear layer of the activated condition, h·(n·h) + n·h."""
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
-    outputs: Axes = (*hidden, (TensorAxis.LATENT, num_vectors))
+    outputs: Axes = ((TensorAxis.LATENT, num_vectors * spec.hidden),)
     active = Tensor(name="activated condition", tokens=Tokens.POOLED, features=hidden)
     return (
         Streamed(

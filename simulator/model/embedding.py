@@ -109,7 +109,7 @@ def added_rows(name: str, table: Weight, *, source: str) -> Streamed:
 def patch_features(image: Image, channels: int) -> Axes:
     """Returns the values of a patch, P²·channels."""
     edge = image.patch or image.size
-    return ((TensorAxis.PIXELS, edge * edge), (TensorAxis.CHANNELS, channels))
+    return ((TensorAxis.PIXELS, edge * edge * channels),)
 
 
 def _widening(spec: ModelSpec, source: str) -> MatMul:

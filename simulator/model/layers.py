@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 
+from simulator.errors import SimulatorFault
 from simulator.model.operators import AttentionCore, Convolution, ExpertMatMul, MatMul, Move, Operator, Way
 from simulator.model.spec import ModelSpec
 from simulator.model.tensors import Tensor, TensorAxis, Tokens, Weight
@@ -52,6 +53,11 @@ class Block:
     def operators(self) -> tuple[Operator, ...]:
         """All operators of the block."""
         return self.entry + self.core + self.routed + self.exit
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether it ends in logits over the vocabulary and their loss."""
+        return any(tensor.is_logits for operator in self.core for tensor in operator.writes)
 
     def moved_features(self, way: Way) -> int:
         """Returns the features of a token (or of its routed copy) that the moves of one kind carry."""

@@ -42,7 +42,7 @@ def prediction_blocks(spec: ModelSpec, *, sequence_length: int, kernels: Kernels
 
 def _entrance(spec: ModelSpec, kernels: Kernels) -> Block:
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
-    both: Axes = ((TensorAxis.LATENT, 2), *hidden)
+    both: Axes = ((TensorAxis.HIDDEN, 2 * spec.hidden),)
     # The ids are those of the embedding, one place further: nothing of its own is kept.
     lookup = replace(token_lookup(spec, weights=()), reads=(), saves=())
     names = ("hidden norm", "embedding norm")

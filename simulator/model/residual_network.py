@@ -154,7 +154,7 @@ def _convolved(name: str, source: Tensor, *, kernel: int, edge: int, outputs: in
     entering = source.features[-1][1]
     channels: Axes = ((TensorAxis.CHANNELS, outputs),)
     raw = _feature_map(f"{name} output", edge, outputs)
-    matrix: Axes = ((TensorAxis.PIXELS, kernel * kernel), (TensorAxis.CHANNELS, entering), *channels)
+    matrix: Axes = ((TensorAxis.CHANNELS, kernel * kernel * entering), *channels)
     return (
         ConvolutionOperator(
             name=name,
