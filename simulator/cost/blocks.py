@@ -26,7 +26,7 @@ from simulator.cost.attention import attention_time_s, unfused_attention_time_s
 from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel_model
 from simulator.cost.kernels import KernelModel, elementwise_time_s, gemm_time_s, grouped_gemm_time_s
 from simulator.model.layers import Block
-from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
+from simulator.model.operators import AttentionCore, Convolution, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
 from simulator.model.tensors import Axes, TensorAxis, Tokens
 from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.degrees import Degrees, Int
@@ -93,6 +93,8 @@ class BlockCost:
     """Bytes that a rank sends over the context group, forward: K and V rings, or Ulysses' send buffers."""
     context_backward_bytes: Int
     """The same, backward."""
+    predicts_tokens: bool
+    """Whether it ends in a loss over the vocabulary, which tensor ranks reduce together."""
     part_forward_s: dict[str, float]
     """Forward seconds of the parts that selective recompute can name."""
 
@@ -166,6 +168,7 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
         expert_gather_bytes=routed * degrees.etp,
         context_forward_bytes=context_forward,
         context_backward_bytes=context_backward,
+        predicts_tokens=block.predicts_tokens,
         part_forward_s=_part_seconds(block, pricing),
     )
 
@@ -210,6 +213,8 @@ def _price_run(run: tuple[Operator, ...], pricing: Pricing) -> ComputeTime:
             return _expert_matmul(first, pricing)
         case AttentionCore():
             return _attention(first, pricing)
+        case Convolution():
+            return _convolution(first, pricing)
         case Streamed():
             return _streamed(first, pricing)
         case Move():
@@ -258,18 +263,41 @@ def _attention(operator: AttentionCore, pricing: Pricing) -> ComputeTime:
         "batch": workload.micro_batch,
         "heads": heads,
         "query_tokens": workload.sequence_length,
-        "key_tokens": workload.sequence_length,
+        "key_tokens": workload.sequence_length if operator.memory_tokens is None else operator.memory_tokens,
         "head_dim_qk": operator.qk_head_dim,
         "head_dim_v": operator.value_head_dim,
     }
     if pricing.attention is not AttentionKernel.UNFUSED:
-        causal = pricing.attention is AttentionKernel.FLASH
+        causal = operator.causal and pricing.attention is AttentionKernel.FLASH
+        if operator.window is not None:
+            shape["key_tokens"] = _mean_keys(operator.window, workload.sequence_length, causal=causal)
+            causal = False
         forward = attention_time_s(pricing.kernels, **shape, causal=causal)
         backward = attention_time_s(pricing.kernels, **shape, causal=causal, backward=True)
     else:
         forward = unfused_attention_time_s(pricing.kernels, **shape, dropout=pricing.dropout)
         backward = unfused_attention_time_s(pricing.kernels, **shape, dropout=pricing.dropout, backward=True)
     return ComputeTime(forward_s=float(forward) / share, input_s=float(backward) / share)
+
+
+def _mean_keys(window: int, sequence_length: int, *, causal: bool) -> float:
+    """Keys of a token on average: w, less w·(w - 1)/(2s) for the first tokens under a causal mask. Derived."""
+    return window - window * (window - 1) / (2 * sequence_length) if causal else window
+
+
+def _convolution(operator: Convolution, pricing: Pricing) -> ComputeTime:
+    """As `_matmul`, with the pixels of the output as rows and k²·c_in inputs (implicit GEMM, Chetlur 2014).
+
+    The first convolution of a network needs no gradient of its input; it is counted all the same.
+    """
+    rows = operator.pixels * pricing.workload.micro_batch
+    inputs, outputs = operator.kernel**2 * operator.inputs, operator.outputs
+    kernels, scale = pricing.kernels, 1 / pricing.sustained
+    return ComputeTime(
+        forward_s=float(gemm_time_s(kernels, m=rows, n=outputs, k=inputs)) * scale,
+        input_s=float(gemm_time_s(kernels, m=rows, n=inputs, k=outputs)) * scale,
+        weight_s=float(gemm_time_s(kernels, m=inputs, n=outputs, k=rows)) * scale,
+    )
 
 
 def _streamed(operator: Streamed, pricing: Pricing) -> ComputeTime:

@@ -14,7 +14,7 @@ from simulator.model.layers import Layer, LayerKind, Model
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.mesh import DeviceMesh
-from simulator.parallel.sharding import Workload
+from simulator.parallel.sharding import Workload, workload_of_layer
 from simulator.parallel.stages import Stage
 from simulator.parallel.training import Dtype, Optimizer, Training
 
@@ -134,7 +134,8 @@ def price_stages(
         if key not in by_key:
             for held in share.layers:
                 if held.layer not in blocks:
-                    blocks[held.layer] = tuple(price_block(block, pricing) for block in held.layer.blocks)
+                    of_layer = replace(pricing, workload=workload_of_layer(pricing.workload, held.layer))
+                    blocks[held.layer] = tuple(price_block(block, of_layer) for block in held.layer.blocks)
             by_key[key] = StageCost(
                 share=share,
                 layers=tuple(LayerCost(share=held, blocks=blocks[held.layer]) for held in share.layers),

@@ -24,7 +24,8 @@ class LayerShare:
     expert_parameters: Int
     """The same, reduced over the experts' own group."""
     shared_parameters: Int = 0
-    """Parameters of another layer of the same rank that it uses too: a tied table, which zero 3 gathers again."""
+    """Parameters of another layer of the same rank that it uses too: a tied table, or all those of a repeated layer,
+    which zero 3 gathers again."""
     replicated_parameters: Int
     """Part of the dense ones that every tensor rank holds in full: norms, router, output biases (E4.14)."""
     states: StateBytes
@@ -81,10 +82,14 @@ def share_stages(
 def layer_share(layer: Layer, degrees: Degrees, training: Training, *, vocab_padding: int) -> LayerShare:
     """Returns what a rank holds of a layer."""
     share = parameter_share(layer.weights, degrees, vocab_padding=vocab_padding)
+    shared: Int = 0
+    if layer.repeats:
+        shared = parameter_share(layer.applied_weights, degrees, vocab_padding=vocab_padding).dense
     return LayerShare(
         layer=layer,
         dense_parameters=share.dense,
         expert_parameters=share.expert,
+        shared_parameters=shared,
         replicated_parameters=sum(
             local_elements(weight.axes, degrees, vocab_padding=vocab_padding)
             for weight in layer.weights

@@ -23,7 +23,7 @@ from simulator.model.layers import LayerKind
 from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.recompute import recompute_choice
-from simulator.parallel.sharding import Workload, activation_bytes, tensor_bytes
+from simulator.parallel.sharding import Workload, activation_bytes, tensor_bytes, workload_of_layer
 from simulator.parallel.training import Training
 
 ELEMENTS_PER_REPLICA = 1_000_000
@@ -260,6 +260,8 @@ class MemoryRules:
         layer = share.layers[position].layer
         among_transformers = position - (share.layers[0].layer.kind is LayerKind.EMBEDDING)
         dense, expert = self._kept_apart
+        # The gradients of repeated layers are added to those of the layer that stores their weights.
+        begins = begins and not layer.repeats
         resident = (
             WeightGradients.ACCUMULATED if self.assumptions.gradient_accumulation_fusion else WeightGradients.TEMPORARY
         )
@@ -294,7 +296,7 @@ class MemoryRules:
         if tape not in self._measured:
             self._measured[tape] = measured(
                 tape,
-                self.workload,
+                workload_of_layer(self.workload, share.layers[position].layer),
                 self.degrees,
                 weight_gradient_bytes=self.weight_gradient_bytes,
                 # Whole gradients that stay over microbatches (zero 2) are those of the gradient buffers.

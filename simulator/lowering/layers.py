@@ -17,7 +17,6 @@ from simulator.cost.collectives import Collective
 from simulator.cost.pricing import LayerCost
 from simulator.lowering.builder import Category, Exchange, RoutineBuilder
 from simulator.lowering.transfers import Transfers, chunk_of, repeated
-from simulator.model.layers import LayerKind
 from simulator.parallel.layout import ContextMethod
 from simulator.parallel.mesh import Group
 from simulator.parallel.training import Overlap
@@ -70,7 +69,7 @@ def lower_forward(
         blocks: those of its blocks that run; default: all.
     """
     for block in layer.blocks if blocks is None else blocks:
-        _BlockLowering(block, build, lowering, f"{place} {block.name}").forward(layer.kind)
+        _BlockLowering(block, build, lowering, f"{place} {block.name}").forward()
 
 
 def lower_backward(layer: LayerCost, build: RoutineBuilder, lowering: LayerLowering, *, place: str) -> None:
@@ -86,7 +85,7 @@ class _BlockLowering:
     lowering: LayerLowering
     place: str
 
-    def forward(self, kind: LayerKind) -> None:
+    def forward(self) -> None:
         block, build = self.block, self.build
         build.compute(block.entry.forward_s, f"{block.name} forward")
         if block.routed_bytes:
@@ -95,7 +94,7 @@ class _BlockLowering:
             self._combine()
         else:
             self._dense_forward()
-        if kind is LayerKind.HEAD:
+        if block.predicts_tokens:
             loss = self._tensor(Collective.ALL_REDUCE, self.lowering.loss_bytes)
             build.blocking(repeated(loss, LOSS_REDUCTIONS), party=Group.TENSOR, category=Category.TENSOR)
         build.compute(block.exit.forward_s, f"{block.name} forward")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from simulator.model.attention import gathered, reduced
+from simulator.model.attention_core import gathered, linear, reduced
 from simulator.model.kernels import FUSED, ExpertWeighting, Kernels
 from simulator.model.layers import Block
-from simulator.model.normalisation import norm, residual
+from simulator.model.normalisation import block_entry, block_exit
 from simulator.model.operators import ExpertMatMul, MatMul, Move, Operator, Part, Streamed, Way
-from simulator.model.spec import Experts, ModelSpec
+from simulator.model.spec import Bias, Experts, ModelSpec
 from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
 
 GATED_FORWARD_BYTES, GATED_BACKWARD_BYTES = 6.0, 10.0
@@ -18,40 +18,67 @@ PERMUTE_BYTES = 4.0
 """Bytes an element of sorting tokens by expert: read and write. Derived."""
 
 
-def mlp_block(spec: ModelSpec, *, width: int, source: str, result: str, kernels: Kernels = FUSED) -> Block:
+def mlp_block(spec: ModelSpec, *, width: int, source: Tensor, result: str, kernels: Kernels = FUSED) -> Block:
     """Returns a dense MLP: 2·h·f parameters, 3·h·f if gated, f + h biases (E1.6).
 
     Args:
         spec: the model.
         width: of its hidden layer, f.
-        source: the tensor of the residual stream that it reads.
-        result: the tensor that it adds its output up to.
+        source: the residual stream that it reads.
+        result: name of the sum with its output.
         kernels: which operators are fused.
     """
-    before = norm(spec, "mlp norm", source=source, kernels=kernels)
+    before, normed = block_entry(spec, "mlp", source=source, kernels=kernels)
     return Block(
         name="mlp",
-        entry=(before,),
-        core=_mlp(spec, before.writes[0], width=width, name="mlp", kernels=kernels),
-        exit=residual(spec, "mlp", branches=("mlp branch",), source=source, result=result),
+        entry=before,
+        core=(
+            gathered(normed),
+            *mlp_operators(spec, normed, width=width, name="mlp", kernels=kernels),
+            reduced("mlp", "mlp result", spec.hidden),
+        ),
+        exit=block_exit(spec, "mlp", branches=("mlp branch",), source=source.name, result=result, kernels=kernels),
     )
 
 
-def experts_block(spec: ModelSpec, experts: Experts, *, source: str, result: str, kernels: Kernels = FUSED) -> Block:
+def experts_block(spec: ModelSpec, experts: Experts, *, source: Tensor, result: str, kernels: Kernels = FUSED) -> Block:
     """Returns a mixture-of-experts MLP: router, routed experts, shared experts (E1.9).
 
     The router works on the tokens that a rank holds (split over the tensor group with sequence parallelism), so
-    that no gather precedes dispatch; shared experts are an ordinary MLP of their summed width.
-    Kept, per token: E3.8 with x = 2h or 2f_e, by `Kernels.expert_weighting`.
+    that no gather precedes dispatch; shared experts are an ordinary MLP of their summed width, whose output a gate may
+    scale. Kept, per token: E3.8 with x = 2h or 2f_e, by `Kernels.expert_weighting`.
     """
+    before, normed = block_entry(spec, "mlp", source=source, kernels=kernels)
+    width = experts.shared * (experts.shared_ffn or experts.ffn)
+    shared: tuple[Operator, ...] = ()
+    gate: tuple[Operator, ...] = ()
+    gating: tuple[Operator, ...] = ()
+    branches = ("routed branch", "shared experts branch") if width else ("routed branch",)
+    if width:
+        shared = (
+            gathered(normed),
+            *mlp_operators(spec, normed, width=width, name="shared experts", kernels=kernels),
+            reduced("shared experts", "shared experts result", spec.hidden),
+        )
+    if width and experts.shared_gate:
+        gate, gating = _shared_gate(spec, normed)
+        branches = ("routed branch", "gated shared experts branch")
+    last = block_exit(spec, "mlp", branches=branches, source=source.name, result=result, kernels=kernels)
+    return Block(
+        name="experts",
+        entry=(*before, _router(spec, experts, normed), *gate),
+        core=shared,
+        routed=_routed(spec, experts, normed, kernels),
+        exit=(*gating, *last),
+    )
+
+
+def _router(spec: ModelSpec, experts: Experts, normed: Tensor) -> MatMul:
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     router: Axes = ((TensorAxis.ROUTER, experts.count),)
-    router_weights: tuple[Weight, ...] = (Weight(name="router", axes=hidden + router),)
+    weights = linear("router", hidden, router, bias=spec.has_bias(Bias.ROUTER))
     if experts.router_bias:
-        router_weights += (Weight(name="router_bias", axes=router, trained=False),)
-    shared_width = experts.shared * (experts.shared_ffn or experts.ffn)
-    before = norm(spec, "mlp norm", source=source, kernels=kernels)
-    normed = before.writes[0]
+        weights += (Weight(name="router_correction_bias", axes=router, trained=False),)
     logits = Tensor(name="router logits", tokens=Tokens.SEQUENCE, features=router, element=Element.FP32)
     chosen = Tensor(
         name="chosen experts",
@@ -59,71 +86,81 @@ def experts_block(spec: ModelSpec, experts: Experts, *, source: str, result: str
         features=((TensorAxis.LATENT, experts.top_k),),
         element=Element.INDEX,
     )
-    branches: tuple[str, ...] = ("routed branch",)
-    shared: tuple[Operator, ...] = ()
-    if shared_width:
-        shared = _mlp(spec, normed, width=shared_width, name="shared experts", kernels=kernels)
-        branches = ("routed branch", "shared experts branch")
-    return Block(
-        name="experts",
-        entry=(
-            before,
-            MatMul(
-                name="router",
-                tokens=Tokens.SEQUENCE,
-                inputs=hidden,
-                outputs=router,
-                weights=router_weights,
-                reads=(normed.name,),
-                saves=(normed.name, logits.name, chosen.name),
-                writes=(logits, chosen),
-            ),
-        ),
-        core=shared,
-        routed=_routed(spec, experts, normed, kernels),
-        exit=residual(spec, "mlp", branches=branches, source=source, result=result),
+    return MatMul(
+        name="router",
+        tokens=Tokens.SEQUENCE,
+        inputs=hidden,
+        outputs=router,
+        weights=weights,
+        reads=(normed.name,),
+        saves=(normed.name, logits.name, chosen.name),
+        writes=(logits, chosen),
     )
 
 
-def _mlp(spec: ModelSpec, source: Tensor, *, width: int, name: str, kernels: Kernels) -> tuple[Operator, ...]:
+def _shared_gate(spec: ModelSpec, normed: Tensor) -> tuple[tuple[Operator, ...], tuple[Operator, ...]]:
+    """A number for each token, h weights, and the product of its sigmoid with the shared experts' output (Qwen MoE)."""
+    hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
+    one: Axes = ((TensorAxis.LATENT, 1),)
+    score = Tensor(name="shared experts gate", tokens=Tokens.SEQUENCE, features=one)
+    gate = MatMul(
+        name="shared experts gate",
+        tokens=Tokens.SEQUENCE,
+        inputs=hidden,
+        outputs=one,
+        weights=linear("shared_gate", hidden, one, bias=False),
+        reads=(normed.name,),
+        saves=(normed.name,),
+        writes=(score,),
+    )
+    product = Streamed(
+        name="gating of shared experts",
+        tokens=Tokens.SEQUENCE,
+        features=hidden,
+        forward_bytes_per_element=PLAIN_FORWARD_BYTES,
+        backward_bytes_per_element=PLAIN_BACKWARD_BYTES,
+        reads=("shared experts branch", score.name),
+        writes=(Tensor(name="gated shared experts branch", tokens=Tokens.SEQUENCE, features=hidden),),
+        saves=("shared experts branch", score.name),
+    )
+    return (gate,), (product,)
+
+
+def mlp_operators(
+    spec: ModelSpec, source: Tensor, *, width: int, name: str, kernels: Kernels = FUSED
+) -> tuple[Operator, ...]:
+    """Returns what stands between gather and reduction: it reads `gathered {source}` and writes `{name} result`."""
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     ffn: Axes = ((TensorAxis.FFN, width),)
-    up_names = _up_names(spec)
-    up_weights = tuple(Weight(name=f"{name} {up}", axes=hidden + ffn) for up in up_names)
-    down_weights: tuple[Weight, ...] = (Weight(name=f"{name} down", axes=ffn + hidden),)
-    if spec.biases:
-        up_weights += tuple(Weight(name=f"{name} {up}_bias", axes=ffn) for up in up_names)
-        down_weights += (Weight(name=f"{name} down_bias", axes=hidden),)
-    gather = gathered(source)
-    whole = gather.writes[0].name
+    up_names = _up_names(spec.gated_mlp)
+    bias = spec.has_bias(Bias.MLP)
+    whole = f"gathered {source.name}"
     ups = tuple(Tensor(name=f"{name} {up} output", tokens=Tokens.TENSOR, features=ffn) for up in up_names)
     product = Tensor(name=f"{name} down input", tokens=Tokens.TENSOR, features=ffn, element=Element.GEMM_INPUT)
     result = Tensor(name=f"{name} result", tokens=Tokens.TENSOR, features=hidden)
     return (
-        gather,
         MatMul(
             name=f"{name} {' and '.join(up_names)} projection",
             tokens=Tokens.TENSOR,
             inputs=hidden,
             outputs=(*ffn, (TensorAxis.LATENT, len(up_names))),
-            weights=up_weights,
+            weights=tuple(each for up in up_names for each in linear(f"{name} {up}", hidden, ffn, bias=bias)),
             reads=(whole,),
             saves=(source.name,),
             gathers_again=(whole,),
             writes=ups,
         ),
-        _activation(spec, ups, product, name=name, kernels=kernels),
+        _activation(ups, product, name=name, kernels=kernels),
         MatMul(
             name=f"{name} down projection",
             tokens=Tokens.TENSOR,
             inputs=ffn,
             outputs=hidden,
-            weights=down_weights,
+            weights=linear(f"{name} down", ffn, hidden, bias=bias),
             reads=(product.name,),
             saves=(product.name,),
             writes=(result,),
         ),
-        reduced(name, result.name, spec.hidden),
     )
 
 
@@ -131,10 +168,10 @@ def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels)
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
     ffn: Axes = ((TensorAxis.EXPERT_FFN, experts.ffn),)
     all_experts: Axes = ((TensorAxis.EXPERTS, experts.count),)
-    up_names = _up_names(spec)
+    up_names = _up_names(spec.gated_mlp if experts.gated is None else experts.gated)
     up_weights = tuple(Weight(name=f"expert {up}", axes=all_experts + hidden + ffn) for up in up_names)
     down_weights: tuple[Weight, ...] = (Weight(name="expert down", axes=all_experts + ffn + hidden),)
-    if spec.biases:
+    if spec.has_bias(Bias.MLP):
         up_weights += tuple(Weight(name=f"expert {up}_bias", axes=all_experts + ffn) for up in up_names)
         down_weights += (Weight(name="expert down_bias", axes=all_experts + hidden),)
     weighs_output = kernels.expert_weighting is ExpertWeighting.OUTPUT
@@ -173,7 +210,7 @@ def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels)
             saves=(arrived.name,),
             writes=ups,
         ),
-        _activation(spec, ups, down_input if weighs_output else product, name="expert", kernels=kernels),
+        _activation(ups, down_input if weighs_output else product, name="expert", kernels=kernels),
         *weighing,
         ExpertMatMul(
             name="expert down projection",
@@ -212,19 +249,18 @@ def _permute(
     )
 
 
-def _up_names(spec: ModelSpec) -> tuple[str, ...]:
-    return ("gate", "up") if spec.gated_mlp else ("up",)
+def _up_names(gated: bool) -> tuple[str, ...]:
+    return ("gate", "up") if gated else ("up",)
 
 
-def _activation(
-    spec: ModelSpec, sources: tuple[Tensor, ...], result: Tensor, *, name: str, kernels: Kernels
-) -> Streamed:
-    """SwiGLU or GELU; unfused, the activated gate is a tensor of its own, and kept (E3.6)."""
+def _activation(sources: tuple[Tensor, ...], result: Tensor, *, name: str, kernels: Kernels) -> Streamed:
+    """SwiGLU of two tensors or GELU of one; unfused, the activated gate is a tensor of its own, and kept (E3.6)."""
+    gated = len(sources) > 1
     forward, backward = (
-        (GATED_FORWARD_BYTES, GATED_BACKWARD_BYTES) if spec.gated_mlp else (PLAIN_FORWARD_BYTES, PLAIN_BACKWARD_BYTES)
+        (GATED_FORWARD_BYTES, GATED_BACKWARD_BYTES) if gated else (PLAIN_FORWARD_BYTES, PLAIN_BACKWARD_BYTES)
     )
     gate: tuple[Tensor, ...] = ()
-    if spec.gated_mlp and not kernels.fused_activation:
+    if gated and not kernels.fused_activation:
         gate = (Tensor(name=f"{name} activated gate", tokens=result.tokens, features=result.features),)
     return Streamed(
         name=f"{name} activation",

@@ -7,6 +7,7 @@ An operator is one of a few kinds of work, each priced in `simulator.cost` from 
 | `MatMul` | one GEMM `[tokens, k] x [k, n]`, 2·k·n FLOPs a token (E2.0) | two as large: inputs (I), weights (W) |
 | `AttentionCore` | 2·a·(d_qk + d_v)·keys FLOPs a token (E2.2) | 2 x, all of it I (E2.5) |
 | `ExpertMatMul` | one GEMM for each local expert | as `MatMul` |
+| `Convolution` | one GEMM over the output pixels, 2·k²·c_in·c_out FLOPs a pixel (E1.8) | as `MatMul` |
 | `Streamed` | bytes through memory, no FLOPs worth counting (E6.3) | its own bytes |
 | `Move` | tokens change ranks; no compute | the opposite move |
 
@@ -92,7 +93,7 @@ class ExpertMatMul(Dataflow):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCore(Dataflow):
-    """Softmax(Q·K^T)·V over the whole sequence."""
+    """Softmax(Q·K^T)·V over the sequence, a window of it, or the encoder's."""
 
     heads: int
     """Query heads a."""
@@ -102,11 +103,47 @@ class AttentionCore(Dataflow):
     """Size of a query or key head."""
     value_head_dim: int
     """Size of a value head."""
+    causal: bool = True
+    """Whether a token sees only itself and the tokens before it."""
+    window: int | None = None
+    """Most keys that a token sees; None: all."""
+    memory_tokens: int | None = None
+    """Tokens of the encoder's sequence, if it attends to that; None: to its own sequence."""
 
     @property
     def forward_flops_per_key(self) -> int:
         """FLOPs of one token and one key that it attends to, forward: 2·a·(d_qk + d_v) (E2.2)."""
         return 2 * self.heads * (self.qk_head_dim + self.value_head_dim)
+
+    def forward_flops(self, sequence_length: int, *, halved: bool) -> int:
+        """Returns the FLOPs of a sequence, forward: 2·a·(d_qk + d_v)·(s·w - w²/2), w = min(window, s) keys a token.
+
+        The second term is what a causal mask leaves out; it counts only if `halved` (E2.2: s/2 keys for w = s).
+        """
+        keys = sequence_length if self.memory_tokens is None else self.memory_tokens
+        if self.window is not None:
+            keys = min(keys, self.window)
+        masked = keys * keys if halved and self.causal and self.memory_tokens is None else 0
+        return self.forward_flops_per_key // 2 * (2 * sequence_length * keys - masked)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Convolution(Dataflow):
+    """A convolution over the pixels of an image: a linear layer over patches of kernel x kernel pixels."""
+
+    kernel: int
+    """Pixels along the edge of a patch, k."""
+    inputs: int
+    """Channels in."""
+    outputs: int
+    """Channels out."""
+    pixels: int
+    """Pixels of the output image."""
+
+    @property
+    def forward_flops_per_image(self) -> int:
+        """FLOPs of one image, forward: 2·k²·c_in·c_out a pixel."""
+        return 2 * self.kernel**2 * self.inputs * self.outputs * self.pixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,4 +190,4 @@ class Move(Dataflow):
         return sum(elements(tensor.features) for tensor in self.writes)
 
 
-Operator = MatMul | ExpertMatMul | AttentionCore | Streamed | Move
+Operator = MatMul | ExpertMatMul | AttentionCore | Convolution | Streamed | Move

@@ -26,6 +26,9 @@ class TensorAxis(StrEnum):
     EXPERTS = "experts"
     EXPERT_FFN = "expert_ffn"
     ROUTER = "router"
+    CLASSES = "classes"
+    CHANNELS = "channels"
+    PIXELS = "pixels"
 
 
 class Tokens(StrEnum):
@@ -39,6 +42,12 @@ class Tokens(StrEnum):
     """Copies of tokens that a rank sends to experts and gets back from them (top_k a token)."""
     ROUTED = "routed"
     """Copies of tokens at the experts: those dispatched to a rank, gathered over the expert tensor group."""
+    MEMORY = "memory"
+    """The encoder's tokens, which a decoder attends to: all of them on each tensor rank."""
+    POOLED = "pooled"
+    """One for each sequence: its class token, its label, the whole image."""
+    POSITIONS = "positions"
+    """The places of one sequence, whatever the microbatch: what depends on distance alone."""
 
 
 class Element(StrEnum):
@@ -74,7 +83,7 @@ class Weight:
     axes: Axes
     """Its sizes by name."""
     trained: bool = True
-    """False for the router's correction bias, which no gradient moves (E1.9)."""
+    """False for the router's correction bias (E1.9) and fixed tables, which no gradient moves."""
 
     @property
     def count(self) -> int:

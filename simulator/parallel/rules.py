@@ -14,6 +14,14 @@ from simulator.errors import SimulatorFault, Violation
 from simulator.parallel.case import Case, Check
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import axis_strides, group_digits, place, spanned_devices
+from simulator.parallel.model_rules import (
+    a_sequence_is_an_image,
+    convolutions_are_not_split,
+    encoders_stay_with_their_decoders,
+    positions_cover_the_sequence,
+    repeated_layers_stay_together,
+    sequence_parallel_divides_the_encoder,
+)
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
@@ -38,7 +46,6 @@ from simulator.parallel.step_rules import (
     listed_stages_hold_all_layers,
     offload_is_none,
     order_names_every_axis,
-    positions_cover_the_sequence,
     recomputed_layers_exist,
     shard_group_divides_replicas,
     sharded_state_is_updated_in_shards,
@@ -69,6 +76,11 @@ RULES: tuple[Callable[[Case], Check], ...] = (
     order_names_every_axis,
     compute_type_is_supported,
     positions_cover_the_sequence,
+    a_sequence_is_an_image,
+    convolutions_are_not_split,
+    encoders_stay_with_their_decoders,
+    repeated_layers_stay_together,
+    sequence_parallel_divides_the_encoder,
     recomputed_layers_exist,
     sharded_state_is_updated_in_shards,
     offload_is_none,

@@ -15,7 +15,8 @@ def tensor_degree_divides_heads(case: Case) -> Check:
     """tp divides the query heads."""
     heads = case.model.heads
     return Check(
-        holds=heads % case.degrees.tp == 0,
+        # Of a convolutional network `convolutions_are_not_split` has its word.
+        holds=(case.model.convolution is not None) | (heads % case.degrees.tp == 0),
         path="layout.tp",
         problem=lambda: f"{case.degrees.tp} does not divide model.heads, which is {heads}",
         why="each tensor-parallel rank holds a whole number of attention heads",

@@ -8,7 +8,7 @@ One table says it all, as MaxText's logical axis rules do:
 | kv_heads | tensor, but never more ways than there are heads: t > g replicates them t/g times (E1.12) |
 | experts | expert |
 | expert_ffn | expert tensor |
-| hidden, head_dim, latent, keys, positions, router | nothing |
+| hidden, head_dim, latent, keys, positions, router, classes, channels, pixels | nothing |
 
 and the tokens of an activation:
 
@@ -18,16 +18,20 @@ and the tokens of an activation:
 | sequence | b·s / (c·t) with sequence parallelism, else b·s / c |
 | dispatched | top_k copies of its share, x imbalance |
 | routed | those of all t_e expert tensor ranks |
+| memory | the encoder's tokens / c, whatever the sequence parallelism |
+| pooled | one for each of the b sequences |
+| positions | s / c, once for all sequences |
 
 All functions take whole numbers or arrays of candidates.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from simulator.model.layers import Layer
 from simulator.model.operators import AttentionCore
 from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
 from simulator.parallel.degrees import Degrees, Int
@@ -58,11 +62,22 @@ class Workload:
     """Type of the matrix multiplications."""
     ulysses: bool = False
     """Whether attention over context ranks is split by heads, not as a ring."""
+    memory_tokens: int = 0
+    """Tokens of an encoder's sequence, to which a decoder's layers attend."""
 
     @property
     def tokens(self) -> Int:
         """Tokens of a microbatch before any split, b·s."""
         return self.sequence_length * self.micro_batch
+
+
+def workload_of_layer(workload: Workload, layer: Layer) -> Workload:
+    """Returns the microbatch as a layer sees it: an encoder has sequences of its own length."""
+    return replace(
+        workload,
+        sequence_length=layer.sequence_length or workload.sequence_length,
+        memory_tokens=layer.memory_tokens,
+    )
 
 
 def padded_vocab(vocab: int, *, tp: Int, multiple: int) -> Int:
@@ -128,6 +143,12 @@ def local_tokens(tokens: Tokens, workload: Workload, degrees: Degrees) -> Int:
                 return copies
             scaled = np.ceil(copies * workload.expert_imbalance)
             return scaled.astype(np.int64) if isinstance(scaled, np.ndarray) else int(scaled)
+        case Tokens.MEMORY:
+            return workload.memory_tokens * workload.micro_batch // degrees.cp
+        case Tokens.POOLED:
+            return workload.micro_batch
+        case Tokens.POSITIONS:
+            return workload.sequence_length // degrees.cp
 
 
 def tensor_bytes(tensor: Tensor, workload: Workload, degrees: Degrees) -> Int:

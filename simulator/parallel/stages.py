@@ -11,8 +11,8 @@ from simulator.model.tensors import Weight
 from simulator.parallel.degrees import Degrees
 from simulator.parallel.layout import Layout
 
-StageKey = tuple[tuple[LayerKind, int], ...]
-"""Runs of equal layers: stages with the same key do the same work."""
+StageKey = tuple[tuple[str, int], ...]
+"""Runs of equal layers, by their keys: stages with the same key do the same work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Stage:
     @cached_property
     def key(self) -> StageKey:
         """What the stage is made of."""
-        return tuple((kind, len(list(run))) for kind, run in groupby(layer.kind for layer in self.layers))
+        return tuple((key, len(list(run))) for key, run in groupby(layer.key for layer in self.layers))
 
     @cached_property
     def weights(self) -> tuple[Weight, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from simulator.model.spec import Positions
 from simulator.parallel.case import Case, Check, divisors
 from simulator.parallel.degrees import num_microbatches
 from simulator.parallel.layout import DEFAULT_ORDER, Axis
@@ -66,7 +65,7 @@ def step_is_short_enough(case: Case) -> Check:
 
 def layers_fill_stages(case: Case) -> Check:
     """Every virtual stage gets a layer."""
-    stages, layers = case.degrees.pp * case.degrees.vpp, case.model.layers
+    stages, layers = case.degrees.pp * case.degrees.vpp, case.model.num_layers
     return Check(
         holds=(case.layout.stages != "auto") | (stages <= layers),
         path="layout.pp",
@@ -82,14 +81,14 @@ def listed_stages_hold_all_layers(case: Case) -> Check:
     num_stages = case.layout.pp * case.layout.vpp
     listed = () if stages == "auto" else stages
     return Check(
-        holds=stages == "auto" or (len(listed) == num_stages and sum(listed) == case.model.layers),
+        holds=stages == "auto" or (len(listed) == num_stages and sum(listed) == case.model.num_layers),
         path="layout.stages",
         problem=lambda: (
             f"{len(listed)} stages with {sum(listed)} layers; "
-            f"the layout has pp * vpp = {num_stages} stages and the model {case.model.layers} layers"
+            f"the layout has pp * vpp = {num_stages} stages and the model {case.model.num_layers} layers"
         ),
         why="each layer lies on exactly one virtual stage",
-        mend=lambda: f"list {num_stages} numbers that add up to {case.model.layers}, or set layout.stages to auto",
+        mend=lambda: f"list {num_stages} numbers that add up to {case.model.num_layers}, or set layout.stages to auto",
     )
 
 
@@ -143,24 +142,12 @@ def compute_type_is_supported(case: Case) -> Check:
     )
 
 
-def positions_cover_the_sequence(case: Case) -> Check:
-    """Learned positions are at least as many as tokens."""
-    s, rows = case.training.sequence_length, case.model.max_positions or 0
-    return Check(
-        holds=case.model.positions is not Positions.LEARNED or s <= rows,
-        path="training.sequence_length",
-        problem=lambda: f"{s} tokens, but the model has only {rows} learned positions",
-        why="every token needs a row of the position table",
-        mend=lambda: f"set training.sequence_length to at most {rows}, or model.max_positions to {s}",
-    )
-
-
 def recomputed_layers_exist(case: Case) -> Check:
     """Full recompute of more layers than a stage has makes no sense."""
     recompute, stages = case.training.recompute, case.layout.stages
     count = recompute.full_layers if isinstance(recompute, FullRecompute) else 0
     num_stages = case.degrees.pp * case.degrees.vpp
-    most = -(-case.model.layers // num_stages) if stages == "auto" else max(stages, default=0)
+    most = -(-case.model.num_layers // num_stages) if stages == "auto" else max(stages, default=0)
     return Check(
         holds=count <= most,
         path="training.recompute.full_layers",

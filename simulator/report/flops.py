@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from simulator.cost.pricing import StageCosts
 from simulator.lowering.passes import choice_at
 from simulator.model.layers import Model
-from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator
 from simulator.parallel.assumptions import FlopsConvention
 from simulator.parallel.training import Training
 
@@ -29,41 +29,26 @@ def step_flops(model: Model, costs: StageCosts, training: Training, convention: 
     keys (E2.1 to E2.4). 6n: 6 x active parameters x tokens (E2.8). Hardware adds the forward of what is recomputed
     (E2.6): 4·b·s²·h·L for the attention core, not the 12 of Korthikanti's equation 8 (a misprint, see the sheet).
     """
-    tokens = training.sequence_length * training.global_batch
-    again = _recomputed_per_token(costs, training, convention)
+    halved = convention is not FlopsConvention.MEGATRON
     if convention is FlopsConvention.SIX_N:
-        per_token = 6 * model.num_active_parameters
+        needed = 6 * model.num_applied_parameters * training.sequence_length
     else:
-        per_token = 3 * (model.matmul_flops_per_token + _attention(model.attention_flops_per_key, training, convention))
-    return StepFlops(model=per_token * tokens, hardware=(per_token + again) * tokens)
+        needed = 3 * (model.linear_flops + model.attention_flops(halved=halved))
+    again = _recomputed(costs, training, halved=halved)
+    return StepFlops(model=needed * training.global_batch, hardware=(needed + again) * training.global_batch)
 
 
-def _attention(flops_per_key: int, training: Training, convention: FlopsConvention) -> int:
-    """FLOPs of a token's attention: all keys, or half of them."""
-    full = flops_per_key * training.sequence_length
-    return full if convention is FlopsConvention.MEGATRON else full // 2
-
-
-def _recomputed_per_token(costs: StageCosts, training: Training, convention: FlopsConvention) -> int:
-    total = 0
-    for stage in costs.stages:
-        for position, layer in enumerate(stage.stage.layers):
-            choice = choice_at(stage, position, training)
-            if not choice.nothing:
-                total += sum(
-                    _forward_flops(operator, training, convention)
-                    for block in layer.blocks
-                    for operator in block.operators
-                    if choice.region(block=block.name, part=operator.part) is not None
-                )
-    return total
-
-
-def _forward_flops(operator: Operator, training: Training, convention: FlopsConvention) -> int:
-    match operator:
-        case MatMul() | ExpertMatMul():
-            return operator.forward_flops_per_token
-        case AttentionCore():
-            return _attention(operator.forward_flops_per_key, training, convention)
-        case _:
-            return 0
+def _recomputed(costs: StageCosts, training: Training, *, halved: bool) -> int:
+    """FLOPs of a sequence that are run again; equal layers with equal choices are looked at once."""
+    counts = Counter(
+        (layer, choice_at(stage, position, training))
+        for stage in costs.stages
+        for position, layer in enumerate(stage.stage.layers)
+    )
+    return sum(
+        count * layer.forward_flops(operator, training.sequence_length, halved=halved)
+        for (layer, choice), count in counts.items()
+        for block in layer.blocks
+        for operator in block.operators
+        if choice.region(block=block.name, part=operator.part) is not None
+    )

@@ -134,7 +134,7 @@ def test_1e30_layers_are_one_clean_problem(tmp_path: Path) -> None:
         "layers: 8",
         11,
         "model.layers: 100000000000… (31 digits) is too large; it must be at most 100000\n"
-        "  why:  layers is: Transformer layers\n"
+        "  why:  layers is: Transformer layers (of the decoder), or residual blocks of a ResNet\n"
         "  mend: give at most 100000",
     )
 

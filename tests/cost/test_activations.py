@@ -262,6 +262,9 @@ def test_a_layer_keeps_the_same_over_all_ranks_whatever_the_layout(
         for layer in whole.layers:
             for item in _kept(layer):
                 copies = prod(tp / min(tp, size) for axis, size in item.features if axis is TensorAxis.KV_HEADS)
+                if item.statistic and all(axis is TensorAxis.LATENT for axis, _ in item.features):
+                    # Of a norm over all heads (OLMo 2): each rank has a part of them, and the statistics of all.
+                    copies *= tp if item.tokens is Tokens.TENSOR else 1
                 alone = _elements(item, shape, degrees())
                 assert tp * cp * _elements(item, shape, cut) == pytest.approx(alone * copies)
 

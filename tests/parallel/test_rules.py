@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simulator.cluster import ClusterSpec, build_cluster
 from simulator.errors import Violation
-from simulator.model.spec import Experts, ModelSpec
+from simulator.model.spec import Encoder, Experts, ModelSpec
 from simulator.parallel.case import Case
 from simulator.parallel.degrees import Degrees, candidates, resolve_degrees
 from simulator.parallel.layout import Axis, ContextMethod, Layout
@@ -21,12 +21,13 @@ from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import FullRecompute, Offload, Training
 from tests.cluster.machines import spec as machine_spec
 from tests.cluster.machines import tier
-from tests.model.architectures import gpt
+from tests.model.architectures import built_in, gpt
 from tests.parallel.jobs import superpod, superpod_cluster
 
 DENSE = ModelSpec(name="dense", layers=8, hidden=512, heads=8, kv_heads=2, head_dim=64, ffn=1536, vocab=1024)
 EXPERTS = Experts(count=16, top_k=2, ffn=96, shared=2, shared_ffn=64)
 MOE = DENSE.model_copy(update={"name": "moe", "experts": EXPERTS})
+T5_OF_510 = built_in("t5-small").model_copy(update={"encoder": Encoder(layers=6, sequence_length=510)})
 TRAINING = Training(sequence_length=1024, global_batch=64)
 SMALL = machine_spec(tier("nvl", "switch", 72), tier("ib", "switch", 144))
 """Two racks of 72."""
@@ -332,6 +333,53 @@ CASES = [
         "set training.sequence_length to at most 1000, or model.max_positions to 1024",
     ),
     broken(
+        "a_sequence_is_an_image",
+        Job(model=built_in("vit-b16")),
+        Job(model=built_in("vit-b16"), training=_training(sequence_length=197)),
+        "training.sequence_length",
+        "1024, but an image of model vit-b16 has 197 tokens",
+        "a sequence of a model of images is one image, and its tokens are its patches and the class token, if it has "
+        "one",
+        "set training.sequence_length to 197",
+    ),
+    broken(
+        "convolutions_are_not_split",
+        Job(model=built_in("resnet50"), layout=Layout(tp=2, sp=False), training=_training(sequence_length=1)),
+        Job(model=built_in("resnet50"), training=_training(sequence_length=1)),
+        "layout.tp",
+        "2 with model resnet50",
+        "a convolutional network is split over data only; cutting its images or channels is not modelled",
+        "set layout.tp to 1, or choose another model",
+    ),
+    broken(
+        "encoders_stay_with_their_decoders",
+        Job(model=built_in("t5-small"), layout=Layout(pp=2)),
+        Job(model=built_in("t5-small"), layout=Layout(tp=2)),
+        "layout.pp",
+        "2 with model t5-small",
+        "every layer of a decoder reads the encoder's output; handing it from stage to stage, or around a context "
+        "ring, is not modelled",
+        "set layout.pp to 1, or choose another model",
+    ),
+    broken(
+        "repeated_layers_stay_together",
+        Job(model=built_in("albert-base"), layout=Layout(pp=2), training=_training(sequence_length=512)),
+        Job(model=built_in("albert-base"), layout=Layout(tp=2), training=_training(sequence_length=512)),
+        "layout.pp",
+        "2 with model albert-base",
+        "layers that share their weights lie on one rank; copies of them on several stages are not modelled",
+        "set layout.pp to 1, or choose another model",
+    ),
+    broken(
+        "sequence_parallel_divides_the_encoder",
+        Job(model=T5_OF_510, layout=Layout(tp=4)),
+        Job(model=T5_OF_510, layout=Layout(tp=2)),
+        "layout.tp",
+        "4 does not divide model.encoder.sequence_length, which is 510, and sequence parallelism is on",
+        "with sequence parallelism each tensor rank holds an equal share of the encoder's tokens",
+        "set layout.sp to false, or choose a tp that divides the tokens",
+    ),
+    broken(
         "recomputed_layers_exist",
         Job(training=_training(recompute=FullRecompute(full_layers=9))),
         Job(training=_training(recompute=FullRecompute(full_layers=8))),
@@ -491,7 +539,7 @@ ROWS = st.lists(
 
 @given(
     rows=ROWS,
-    model=st.sampled_from([DENSE, MOE]),
+    model=st.sampled_from([DENSE, MOE, *map(built_in, ("t5-small", "albert-base", "resnet50", "vit-b16"))]),
     method=st.sampled_from(ContextMethod),
     sequence_length=st.sampled_from([1024, 1000, 48]),
     whole_update=st.booleans(),

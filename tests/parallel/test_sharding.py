@@ -161,7 +161,7 @@ def test_each_tensor_axis_is_cut_over_its_direction(axis: TensorAxis, size: int,
 
 def test_every_tensor_axis_has_been_thought_of() -> None:
     uncut = {TensorAxis.HIDDEN, TensorAxis.HEAD_DIM, TensorAxis.LATENT, TensorAxis.KEYS}
-    uncut |= {TensorAxis.POSITIONS, TensorAxis.ROUTER}
+    uncut |= {TensorAxis.POSITIONS, TensorAxis.ROUTER, TensorAxis.CLASSES, TensorAxis.CHANNELS, TensorAxis.PIXELS}
     found = defaultdict(set)
     for axis in TensorAxis:
         found[int(split_degree(axis, 720, degrees(tp=3, ep=5, etp=2)))].add(axis)

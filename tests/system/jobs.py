@@ -12,7 +12,21 @@ from hypothesis import strategies as st
 from simulator.cluster import ClusterSpec, load_profile
 from simulator.config.scenario import Scenario
 from simulator.cost.validity import broken_rules
-from simulator.model.spec import Experts, LatentAttention, ModelSpec, Norm, Positions
+from simulator.model.spec import (
+    TABLES,
+    Attention,
+    Bias,
+    Encoder,
+    Experts,
+    LatentAttention,
+    ModelSpec,
+    Norm,
+    NormPlacement,
+    OutputHead,
+    ParallelBlocks,
+    Positions,
+    QKNorm,
+)
 from simulator.parallel.assumptions import Assumptions, AttentionKernel, CrossEntropy, GradientReduction
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod, Layout
 from simulator.parallel.training import (
@@ -126,7 +140,7 @@ def scenarios(
         cuts = [draw(st.integers(int(0 < stage < last or last == 0), 2)) for stage in range(last + 1)]
         cuts[0] += not any(cuts)
         stages, layers = tuple(cuts), sum(cuts)
-    spec = draw(models(layers=layers, tp=tp, cp=cp, ep=ep, etp=etp, in_experts=in_experts))
+    spec = draw(models(layers=layers, tp=tp, cp=cp, ep=ep, etp=etp, in_experts=in_experts, whole=pp * vpp * cp == 1))
     sequence_parallel = draw(st.sampled_from([None, None, True, False])) if not in_experts or tp == 1 else None
     layout = Layout(
         **degrees,
@@ -169,9 +183,20 @@ def scenarios(
 
 @st.composite
 def models(
-    draw: st.DrawFn, *, layers: int, tp: int = 1, cp: int = 1, ep: int = 1, etp: int = 1, in_experts: bool = False
+    draw: st.DrawFn,
+    *,
+    layers: int,
+    tp: int = 1,
+    cp: int = 1,
+    ep: int = 1,
+    etp: int = 1,
+    in_experts: bool = False,
+    whole: bool = False,
 ) -> ModelSpec:
-    """Dense, mixture-of-experts and latent-attention models that these degrees can cut."""
+    """Dense, mixture-of-experts, latent-attention and other models that these degrees can cut.
+
+    Encoder-decoders and repeated layers are among them if the model is `whole`, not cut along layers or sequences.
+    """
     heads = tp * cp * draw(st.sampled_from([1, 2, 3]))
     head_dim = draw(st.sampled_from([8, 64]))
     latent = draw(st.integers(0, 3)) == 0
@@ -187,10 +212,18 @@ def models(
             ffn=etp * draw(st.sampled_from([8, 1024])),
             shared=draw(st.integers(0, 2)),
             shared_ffn=tp * draw(st.sampled_from([8, 512])),
+            shared_gate=draw(st.booleans()),
             first_dense_layers=dense,
             router_bias=draw(st.booleans()),
         )
-    positions = draw(st.sampled_from(Positions))
+    unknown = {Positions.RELATIVE_PROJECTED} if latent else set()
+    positions = draw(st.sampled_from([each for each in Positions if each not in unknown]))
+    placement = draw(st.sampled_from([NormPlacement.PRE, *NormPlacement]))
+    plain = draw(st.booleans())
+    windows: tuple[Any, ...] = ("all",) if plain else (draw(st.sampled_from([2, 100])), "all")[: max(1, layers)]
+    kind = draw(st.sampled_from(["decoder", "encoder-decoder", "repeated"])) if whole and not latent else "decoder"
+    encoder = Encoder(layers=2, sequence_length=tp * 24) if kind == "encoder-decoder" else None
+    alike = kind == "decoder" and experts is None and placement is NormPlacement.PRE and not latent
     return ModelSpec(
         name="drawn",
         layers=layers,
@@ -198,6 +231,12 @@ def models(
         heads=heads,
         kv_heads=None if latent else draw(st.sampled_from([g for g in _divisors(heads) if g % tp == 0 or tp % g == 0])),
         head_dim=draw(st.sampled_from([None, 16])),
+        attention=Attention(
+            causal=plain,
+            windows=windows if kind != "repeated" else ("all",),
+            qk_norm=draw(st.sampled_from(QKNorm)) if not latent else QKNorm.NONE,
+            sinks=not latent and not plain,
+        ),
         latent_attention=LatentAttention(
             query_rank=draw(st.sampled_from([0, 24])),
             kv_rank=16,
@@ -212,9 +251,15 @@ def models(
         experts=experts,
         vocab=draw(st.sampled_from([101, 4096, 50257])),
         norm=draw(st.sampled_from(Norm)),
+        norm_placement=placement,
+        parallel_blocks=draw(st.sampled_from(ParallelBlocks)) if alike else ParallelBlocks.NONE,
+        distinct_layers=1 if kind == "repeated" and experts is None else None,
+        encoder=encoder,
         positions=positions,
-        max_positions=8192 if positions is Positions.LEARNED else None,
-        biases=draw(st.booleans()),
+        max_positions=8192 if positions in TABLES else None,
+        biases=draw(st.booleans() | st.just((Bias.QKV,))),
+        output_head=OutputHead(transform=not plain, bias=not plain, pooler=not plain, classes=0 if plain else 3),
+        mtp_layers=draw(st.integers(0, 1)) if plain and encoder is None else 0,
         tied_embeddings=draw(st.booleans()),
         dropout=draw(st.booleans()),
     )

@@ -1,0 +1,210 @@
+"""What stands behind the last layer: final norm, logits and loss, pooler, classifier, multi-token prediction."""
+
+from __future__ import annotations
+
+from simulator.model.attention_core import gathered, linear
+from simulator.model.embedding import table_width
+from simulator.model.feedforward import PLAIN_BACKWARD_BYTES, PLAIN_FORWARD_BYTES
+from simulator.model.kernels import CrossEntropy, Kernels
+from simulator.model.layers import Block, Layer, LayerKind
+from simulator.model.normalisation import norm
+from simulator.model.operators import MatMul, Operator, Streamed
+from simulator.model.spec import ModelSpec, NormPlacement
+from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
+from simulator.model.transformer import INPUT, stream
+
+LOSS_UNFUSED_FORWARD_BYTES, LOSS_UNFUSED_BACKWARD_BYTES = 14.0, 10.0
+"""Bytes a logit of an unfused cross-entropy: cast to fp32 (2 + 4), maximum (4), exp and sum (4); backward: read
+softmax, write gradient in fp32, cast to 16 bits (4 + 4 + 2). Derived from E3.10's tensors."""
+LOSS_FUSED_FORWARD_BYTES, LOSS_FUSED_BACKWARD_BYTES = 4.0, 2.0
+"""Bytes a logit of a fused cross-entropy that writes the gradient over the logits. Derived."""
+COPY_BYTES = 4.0
+"""Bytes an element of a copy: read and write. Derived."""
+
+
+def head(spec: ModelSpec, *, kernels: Kernels, further: tuple[Block, ...] = ()) -> Layer:
+    """Returns the end of a transformer.
+
+    Args:
+        spec: the model.
+        kernels: which operators are fused.
+        further: blocks of multi-token prediction, which read the same hidden features.
+    """
+    blocks = head_blocks(spec, source=INPUT, kernels=kernels)
+    return Layer(kind=LayerKind.HEAD, blocks=(*blocks, *further), input=stream(spec, INPUT), output=None)
+
+
+def head_blocks(spec: ModelSpec, *, source: str, kernels: Kernels, stores_table: bool = True) -> tuple[Block, ...]:
+    """Returns the blocks from the residual stream to the losses."""
+    before: tuple[Operator, ...] = ()
+    last = stream(spec, source)
+    if spec.norm_placement is not NormPlacement.POST:
+        final = norm(spec, "final norm", source=source, kernels=kernels)
+        before, last = (final,), final.writes[0]
+    blocks: list[Block] = []
+    if spec.has_language_head:
+        blocks.append(_language_block(spec, last, before, kernels, stores_table=stores_table))
+        before = ()
+    if spec.output_head.pooler or spec.output_head.classes:
+        blocks.append(Block(name="pooled head", entry=(*before, *_pooled(spec, last, kernels))))
+    return tuple(blocks) or (Block(name="head", entry=(*before, _outer_loss(last))),)
+
+
+def _outer_loss(source: Tensor) -> Streamed:
+    """Stands for a loss on the hidden features themselves, of a model without a head: its gradient comes from there."""
+    return Streamed(
+        name="loss on hidden features",
+        tokens=source.tokens,
+        features=source.features,
+        forward_bytes_per_element=COPY_BYTES,
+        backward_bytes_per_element=COPY_BYTES,
+        reads=(source.name,),
+    )
+
+
+def _language_block(
+    spec: ModelSpec, source: Tensor, before: tuple[Operator, ...], kernels: Kernels, *, stores_table: bool
+) -> Block:
+    """Logits over the vocabulary, 2·h·V FLOPs a token (E2.3), and their loss."""
+    entry = list(before)
+    if spec.output_head.transform:
+        entry += _transform(spec, source, kernels)
+        source = entry[-1].writes[0]
+    gather = gathered(source)
+    whole = gather.writes[0].name
+    vocab: Axes = ((TensorAxis.VOCAB, spec.vocab),)
+    weights: tuple[Weight, ...] = ()
+    if stores_table and not spec.tied_embeddings:
+        weights = (Weight(name="head_table", axes=source.features + vocab),)
+    if stores_table and spec.output_head.bias:
+        weights += (Weight(name="head_bias", axes=vocab),)
+    logits = Tensor(name="logits", tokens=Tokens.TENSOR, features=vocab)
+    projection = MatMul(
+        name="head projection",
+        tokens=Tokens.TENSOR,
+        inputs=source.features,
+        outputs=vocab,
+        weights=weights,
+        reads=(whole,),
+        saves=(source.name,),
+        gathers_again=(whole,),
+        writes=(logits,),
+    )
+    return Block(
+        name="head", entry=tuple(entry), core=(gather, projection, cross_entropy(logits, kernels.cross_entropy))
+    )
+
+
+def _transform(spec: ModelSpec, source: Tensor, kernels: Kernels) -> tuple[Operator, ...]:
+    """BERT's linear layer, activation and norm before the logits of masked words."""
+    width: Axes = ((TensorAxis.HIDDEN, table_width(spec)),)
+    raw, active = (
+        Tensor(name=f"{kind} transform", tokens=Tokens.SEQUENCE, features=width) for kind in ("raw", "active")
+    )
+    return (
+        MatMul(
+            name="head transform",
+            tokens=Tokens.SEQUENCE,
+            inputs=source.features,
+            outputs=width,
+            weights=linear("head_transform", source.features, width, bias=True),
+            reads=(source.name,),
+            saves=(source.name,),
+            writes=(raw,),
+        ),
+        Streamed(
+            name="head transform activation",
+            tokens=Tokens.SEQUENCE,
+            features=width,
+            forward_bytes_per_element=PLAIN_FORWARD_BYTES,
+            backward_bytes_per_element=PLAIN_BACKWARD_BYTES,
+            reads=(raw.name,),
+            saves=(raw.name,),
+            writes=(active,),
+        ),
+        norm(spec, "head transform norm", source=active.name, width=width, kernels=kernels),
+    )
+
+
+def _pooled(spec: ModelSpec, source: Tensor, kernels: Kernels) -> tuple[Operator, ...]:
+    """One token of each sequence, BERT's pooler on it, a classifier and its loss."""
+    hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
+    last = Tensor(name="pooled token", tokens=Tokens.POOLED, features=hidden)
+    operators: list[Operator] = [
+        Streamed(
+            name="choice of token",
+            tokens=Tokens.POOLED,
+            features=hidden,
+            forward_bytes_per_element=COPY_BYTES,
+            backward_bytes_per_element=COPY_BYTES,
+            reads=(source.name,),
+            writes=(last,),
+        )
+    ]
+    if spec.output_head.pooler:
+        made = Tensor(name="pooler output", tokens=Tokens.POOLED, features=hidden)
+        operators.append(
+            MatMul(
+                name="pooler",
+                tokens=Tokens.POOLED,
+                inputs=hidden,
+                outputs=hidden,
+                weights=linear("pooler", hidden, hidden, bias=True),
+                reads=(last.name,),
+                saves=(last.name, made.name),
+                writes=(made,),
+            )
+        )
+        last = made
+    if spec.output_head.classes:
+        operators += classifier(spec, last, kernels)
+    return tuple(operators)
+
+
+def classifier(spec: ModelSpec, source: Tensor, kernels: Kernels) -> tuple[Operator, ...]:
+    """Returns a linear layer with bias from hidden features to classes, and its loss."""
+    classes: Axes = ((TensorAxis.CLASSES, spec.output_head.classes),)
+    scores = Tensor(name="class scores", tokens=Tokens.POOLED, features=classes)
+    projection = MatMul(
+        name="classifier",
+        tokens=Tokens.POOLED,
+        inputs=source.features,
+        outputs=classes,
+        weights=linear("classifier", source.features, classes, bias=True),
+        reads=(source.name,),
+        saves=(source.name,),
+        writes=(scores,),
+    )
+    return (projection, cross_entropy(scores, kernels.cross_entropy))
+
+
+def cross_entropy(logits: Tensor, kind: CrossEntropy) -> Streamed:
+    """Returns the cross-entropy over a vocabulary: what it saves, and what its backward needs beside (E3.10).
+
+    Unfused: an fp32 copy becomes the softmax in place and is saved; its gradient is written over it, then cast. Eager:
+    the log-softmax is saved beside the copy, and the gradients of both are tensors of their own.
+    """
+
+    def fp32(name: str) -> Tensor:
+        return Tensor(name=name, tokens=logits.tokens, features=logits.features, element=Element.FP32)
+
+    prefix = "" if logits.name == "logits" else f"{logits.name} "
+    fused = kind is CrossEntropy.FUSED
+    made = {
+        CrossEntropy.FUSED: (),
+        CrossEntropy.UNFUSED: (fp32(f"{prefix}fp32 softmax"),),
+        CrossEntropy.EAGER: (fp32(f"{prefix}fp32 log-softmax"), fp32(f"{prefix}fp32 logits")),
+    }[kind]
+    workspace = (fp32(f"{prefix}gradient of log-softmax"), fp32(f"{prefix}gradient of fp32 logits"))
+    return Streamed(
+        name="cross-entropy",
+        tokens=logits.tokens,
+        features=logits.features,
+        forward_bytes_per_element=LOSS_FUSED_FORWARD_BYTES if fused else LOSS_UNFUSED_FORWARD_BYTES,
+        backward_bytes_per_element=LOSS_FUSED_BACKWARD_BYTES if fused else LOSS_UNFUSED_BACKWARD_BYTES,
+        reads=(logits.name,),
+        writes=made,
+        saves=(made[0].name,) if made else (logits.name,),
+        backward_workspace=workspace if kind is CrossEntropy.EAGER else (),
+        in_place_gradient=fused,
+    )
