@@ -25,7 +25,7 @@ from simulator.cluster.cluster import Accelerator
 from simulator.cost.attention import attention_time_s, unfused_attention_time_s
 from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel_model
 from simulator.cost.kernels import KernelModel, elementwise_time_s, gemm_time_s, grouped_gemm_time_s
-from simulator.model.layers import Block
+from simulator.model.layers import Block, Layer
 from simulator.model.operators import AttentionCore, Convolution, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
 from simulator.model.tensors import Axes, TensorAxis, Tokens
 from simulator.parallel.assumptions import AttentionKernel
@@ -171,6 +171,24 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
         predicts_tokens=block.predicts_tokens,
         part_forward_s=_part_seconds(block, pricing),
     )
+
+
+def half_recompute_s(layer: Layer, pricing: Pricing) -> float:
+    """Returns the forward seconds of a layer without attention and without its first, third, fifth matrix product."""
+    products = [operator for operator in layer.operators if isinstance(operator, MatMul | ExpertMatMul)]
+    # Two results of one product (keys and values) count as two, as in `liveness`: half of it is run again.
+    seconds, place = 0.0, 0
+    for operator in layer.operators:
+        if isinstance(operator, AttentionCore):
+            continue
+        forward_s = _price((operator,), pricing).forward_s
+        if operator in products:
+            results = len(operator.writes)
+            again = sum((place + number) % 2 for number in range(results))
+            forward_s *= again / results
+            place += results
+        seconds += forward_s
+    return seconds
 
 
 def _part_seconds(block: Block, pricing: Pricing) -> dict[str, float]:

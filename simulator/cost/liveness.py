@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import lru_cache
 
@@ -24,6 +24,7 @@ from simulator.errors import SimulatorFault
 from simulator.model.layers import Layer
 from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
 from simulator.model.tensors import Element, Tensor, Weight
+from simulator.parallel.layout import ContextMethod
 from simulator.parallel.recompute import KEEPS_RESULTS, RecomputeChoice
 
 
@@ -46,8 +47,8 @@ class Splits:
     """Sequence parallelism: gathered tensors are copies."""
     experts: bool
     """Experts lie on several ranks: dispatched tensors are copies."""
-    context: bool
-    """Attention works on the keys of other ranks: it has buffers for them."""
+    context: ContextMethod | None
+    """How attention works on the keys of other ranks, for which it has buffers; None: there are no others."""
     gradients: WeightGradients
     """Where gradients of dense weights go."""
     expert_gradients: WeightGradients
@@ -163,6 +164,8 @@ class _Region:
     """In order."""
     external: tuple[str, ...]
     """Tensors that they read and do not make."""
+    kept: tuple[str, ...] = ()
+    """Tensors that they make and that are not made again."""
 
 
 @dataclass(slots=True)
@@ -181,6 +184,8 @@ class _Walk:
     """Entry of each tensor that is in memory."""
     stored: tuple[str, ...] = ()
     """Tensors kept from forward to backward."""
+    blocks: dict[int, str] = field(default_factory=dict)
+    """Block of each operator."""
     regions: list[_Region] = field(default_factory=list)
     region_of: dict[str, _Region] = field(default_factory=dict)
     """Region that makes a dropped tensor."""
@@ -194,6 +199,7 @@ class _Walk:
     def __post_init__(self) -> None:
         layer = self.layer
         self.tensors = {layer.input.name: layer.input, **layer.tensors}
+        self.blocks = {id(operator): block.name for block in layer.blocks for operator in block.operators}
         running: list[Operator] = []
         for operator in layer.operators:
             if isinstance(operator, Move) and not self._moves(operator):
@@ -205,8 +211,20 @@ class _Walk:
                         self.same_as[source] = made.name
             else:
                 running.append(operator)
+        if self.splits.context is ContextMethod.ULYSSES:
+            running = [self._with_output_by_heads(operator) for operator in running]
         self.operators = tuple(running)
         self._choose_stored()
+
+    def _with_output_by_heads(self, operator: Operator) -> Operator:
+        """Ulysses keeps what the core makes before its all-to-all as well (Transformer Engine; measured, see docs)."""
+        if not isinstance(operator, AttentionCore):
+            return operator
+        made = replace(operator.writes[0], name=f"{operator.writes[0].name} by heads")
+        self.tensors[made.name] = made
+        changed = replace(operator, writes=(*operator.writes, made), saves=(*operator.saves, made.name))
+        self.blocks[id(changed)] = self.blocks[id(operator)]
+        return changed
 
     def _moves(self, move: Move) -> bool:
         return self.splits.sequence if move.way in (Way.GATHER, Way.REDUCE) else self.splits.experts
@@ -227,7 +245,7 @@ class _Walk:
 
     def _choose_stored(self) -> None:
         """Cuts the operators into regions to recompute; the rest of what is saved, and their inputs, are stored."""
-        blocks = {id(operator): block.name for block in self.layer.blocks for operator in block.operators}
+        blocks = self.blocks
         run: list[Operator] = []
         label: str | None = None
 
@@ -262,7 +280,24 @@ class _Walk:
                 self.users[name] += 1
                 if name not in self.region_of or name in stored:
                     stored[name] = None
+            region.kept = self._every_other_matmul() if self.choice.keeps_every_other_matmul else ()
+            for name in region.kept:
+                self.users[name] += 1
+                stored[name] = None
         self.stored = tuple(stored)
+
+    def _every_other_matmul(self) -> tuple[str, ...]:
+        """Results of the first, third, fifth matrix product, and of attention, statistics included."""
+        linear = [operator for operator in self.operators if isinstance(operator, MatMul | ExpertMatMul)]
+        products = [name for operator in linear for name in self.writes(operator)]
+        attention = [
+            name
+            for operator in self.operators
+            if isinstance(operator, AttentionCore)
+            for name in self.writes(operator)
+            if name in self.names(operator.saves)
+        ]
+        return (*products[::2], *attention)
 
     def forward(self) -> list[tuple[int, int]]:
         """Returns the events of the forward pass."""
@@ -278,9 +313,11 @@ class _Walk:
     def _run(self, operators: Sequence[Operator], kept: set[str], *, given: Iterable[str] = ()) -> None:
         """Runs operators forward; what is not kept is freed after its last reader."""
         last: dict[str, int] = {}
+        ends = {self.blocks[id(operator)]: place for place, operator in enumerate(operators)}
         for place, operator in enumerate(operators):
             for name in (*self.names(operator.reads), *self.writes(operator)):
-                last[name] = place
+                held = self.tensors[name].until_block_ends
+                last[name] = max(last.get(name, 0), ends[self.blocks[id(operator)]] if held else place)
         foreign = set(given)
         for place, operator in enumerate(operators):
             missing = [name for name in self.names(operator.reads) if name not in self.live]
@@ -388,8 +425,9 @@ class _Walk:
         for source in region.external:
             self._restore(source)
         needed = {made for made, count in self.users.items() if count}
-        self._run(region.operators, needed, given=region.external)
-        for source in region.external:
+        given = (*region.external, *region.kept)
+        self._run(region.operators, needed, given=given)
+        for source in given:
             self._used(source)
 
     def _used(self, name: str) -> None:
@@ -399,7 +437,7 @@ class _Walk:
             self._free(name)
 
     def _context_buffers(self, operator: Operator, measure: Measure) -> list[str]:
-        if not (isinstance(operator, AttentionCore) and self.splits.context):
+        if not (isinstance(operator, AttentionCore) and self.splits.context is not None):
             return []
         name = "buffers of context parallel attention"
         self._allocate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from simulator.cost.blocks import BlockCost, Pricing, accelerator_kernels, price_block
+from simulator.cost.blocks import BlockCost, Pricing, accelerator_kernels, half_recompute_s, price_block
 from simulator.cost.collectives import Port, ports_of
 from simulator.cost.kernels import elementwise_time_s, gemm_time_s
 from simulator.cost.shares import LayerShare, StageShare, share_stages
@@ -16,7 +16,7 @@ from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.sharding import Workload, workload_of_layer
 from simulator.parallel.stages import Stage
-from simulator.parallel.training import Dtype, Optimizer, Training
+from simulator.parallel.training import Dtype, Optimizer, Recompute, Training
 
 NEWTON_SCHULZ_ROUNDS = 5
 """Rounds of Muon's orthogonalisation (E7.1)."""
@@ -30,6 +30,8 @@ class LayerCost:
     """Its parameters on the rank."""
     blocks: tuple[BlockCost, ...]
     """In order of the forward pass."""
+    half_recompute_s: float = 0.0
+    """Forward seconds of all operators but attention and every other matrix product, if those are run again."""
 
     @property
     def kind(self) -> LayerKind:
@@ -91,7 +93,9 @@ def workload_of(model: Model, layout: Layout, training: Training, assumptions: A
         sequence_length=training.sequence_length,
         micro_batch=training.micro_batch,
         top_k=model.spec.experts.top_k if model.spec.experts else 1,
+        num_experts=model.spec.experts.count if model.spec.experts else 0,
         expert_imbalance=assumptions.expert_imbalance,
+        expert_capacity=assumptions.expert_capacity,
         vocab_padding=assumptions.vocab_padding,
         compute=training.types.compute,
         ulysses=layout.cp_method is ContextMethod.ULYSSES,
@@ -125,8 +129,11 @@ def price_stages(
         training=training,
         assumptions=assumptions,
         has_experts=model.spec.experts is not None,
+        context=layout.cp_method,
+        reshard_after_forward=layout.reshard_after_forward,
     )
     blocks: dict[Layer, tuple[BlockCost, ...]] = {}
+    halves: dict[Layer, float] = {}
     by_key: dict[object, StageCost] = {}
     priced: list[StageCost] = []
     for share in shares:
@@ -135,10 +142,15 @@ def price_stages(
             for held in share.layers:
                 if held.layer not in blocks:
                     of_layer = replace(pricing, workload=workload_of_layer(pricing.workload, held.layer))
+                    if training.recompute is Recompute.EVERY_OTHER_MATMUL:
+                        halves[held.layer] = half_recompute_s(held.layer, pricing)
                     blocks[held.layer] = tuple(price_block(block, of_layer) for block in held.layer.blocks)
             by_key[key] = StageCost(
                 share=share,
-                layers=tuple(LayerCost(share=held, blocks=blocks[held.layer]) for held in share.layers),
+                layers=tuple(
+                    LayerCost(share=held, blocks=blocks[held.layer], half_recompute_s=halves.get(held.layer, 0.0))
+                    for held in share.layers
+                ),
                 optimizer_s=_optimizer_time_s(share, pricing, training),
             )
         priced.append(replace(by_key[key], share=share))

@@ -22,6 +22,7 @@ from simulator.cost.shares import LayerShare, StageShare
 from simulator.model.layers import LayerKind
 from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.degrees import Degrees, Int
+from simulator.parallel.layout import ContextMethod
 from simulator.parallel.recompute import recompute_choice
 from simulator.parallel.sharding import Workload, activation_bytes, tensor_bytes, workload_of_layer
 from simulator.parallel.training import Training
@@ -97,6 +98,10 @@ class MemoryRules:
     """Constants."""
     has_experts: bool
     """Whether the model is a mixture of experts."""
+    context: ContextMethod = ContextMethod.RING
+    """Context parallel attention."""
+    reshard_after_forward: bool = True
+    """Whether zero 3 frees parameters after each pass; else after the last backward of a step."""
     _measured: dict[object, Swing] = field(default_factory=dict)
     """Swings of layers that were asked for before."""
 
@@ -108,8 +113,9 @@ class MemoryRules:
     @property
     def reduces_once(self) -> bool:
         """Whether gradients are reduced after the last microbatch only; else after every one."""
-        once = self.assumptions.zero2_reduction is GradientReduction.LAST_MICROBATCH
-        return self.zero < 2 or (self.zero == 2 and once)
+        assumptions = self.assumptions
+        when = assumptions.zero2_reduction if self.zero == 2 else assumptions.zero3_reduction
+        return self.zero < 2 or when is GradientReduction.LAST_MICROBATCH
 
     @property
     def gathered_element_bytes(self) -> int:
@@ -124,27 +130,45 @@ class MemoryRules:
         """Bytes of an element of a weight's gradient as autograd makes it: of the type that the weight computes in."""
         return min(self.training.types.parameters.bytes, activation_bytes(self.training.types.compute))
 
-    def forward(self, share: StageShare, *, keeps_output: bool) -> PassMemory:
-        """Returns the forward pass of a microbatch; `keeps_output`: its output stays in memory until backward."""
+    @property
+    def kept_gradient_bytes(self) -> int:
+        """Bytes of an element of a whole gradient that waits for its reduction.
+
+        For a microbatch alone it is as autograd makes it; over microbatches of the type of the gradient buffers (zero
+        2) or of the network (FSDP2).
+        """
+        if not self.reduces_once:
+            return self.weight_gradient_bytes
+        return self.training.types.reduce.bytes if self.zero >= 3 else self.training.types.gradients.bytes
+
+    def forward(self, share: StageShare, *, first: bool, keeps_output: bool) -> PassMemory:
+        """Returns the forward pass of a microbatch.
+
+        Args:
+            share: the stage.
+            first: the first microbatch of a step, which gathers parameters that stay.
+            keeps_output: whether the stage's output stays in memory until backward.
+        """
         order = range(len(share.layers))
-        first, last = share.layers[0].layer, share.layers[-1].layer
+        opening, closing = share.layers[0].layer, share.layers[-1].layer
         layers = {}
         for position in order:
             before: tuple[At, ...] = ()
             after: tuple[At, ...] = ()
-            if self.zero >= 3:
+            if self.zero >= 3 and (first or self.reshard_after_forward):
                 before = (
                     self._buffer(share, position, taken),
                     *((self._buffer(share, position - 1, given_back),) if position else ()),
                     self._gathered(share, position, taken),
                 )
-                after = (self._gathered(share, position, given_back),)
+                if self.reshard_after_forward:
+                    after = (self._gathered(share, position, given_back),)
                 if position == order[-1]:
                     after += (self._buffer(share, position, given_back),)
             layers[position] = LayerMemory(before=before, during=self._during(share, position), after=after)
-        received = taken(STAGE_INPUT, Memory.ACTIVATIONS, tensor_bytes(first.input, self.workload, self.degrees))
+        received = taken(STAGE_INPUT, Memory.ACTIVATIONS, tensor_bytes(opening.input, self.workload, self.degrees))
         sent: tuple[At, ...] = ()
-        if last.kind is not LayerKind.HEAD and not keeps_output:
+        if closing.kind is not LayerKind.HEAD and not keeps_output:
             sent = (_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, self.boundary_bytes(share))),)
         return PassMemory(begin=(_stage(received),), layers=layers, end=sent)
 
@@ -167,7 +191,9 @@ class MemoryRules:
         for position in order:
             before: tuple[At, ...] = ()
             after: tuple[At, ...] = ()
-            if self.zero >= 3:
+            if self.zero >= 3 and not self.reshard_after_forward:
+                after = (self._gathered(share, position, given_back),) if last else ()
+            elif self.zero >= 3:
                 until = max(-1, position - 1 - self.assumptions.fsdp_prefetch_layers)
                 fresh = [number for number in range(position - 1, until, -1) if number not in issued]
                 own = () if position in issued else (self._buffer(share, position, taken),)
@@ -203,11 +229,14 @@ class MemoryRules:
         return PassMemory(begin=begin, layers=layers, end=tuple(end))
 
     def end_of_step(self, share: StageShare, *, chunk: int) -> tuple[At, ...]:
-        """Returns what a stage, of this number on its rank, frees when its gradients are reduced (zero 2)."""
-        if not (self.zero == 2 and self.reduces_once):
+        """Returns what a stage, of this number on its rank, frees when its gradients are reduced (zero 2 and 3)."""
+        if not (self.zero >= 2 and self.reduces_once):
             return ()
         freed = self.buckets(share, backward=True)[-1] if self.frees_gradients_in_buckets else range(len(share.layers))
-        return tuple(replace(self._unsharded(share, number), chunk=chunk) for number in freed)
+        gone = [self._unsharded(share, number) for number in freed]
+        if self.frees_gradients:
+            gone += [self._sharded(share, number, taken) for number in range(len(share.layers))]
+        return tuple(replace(at, chunk=chunk) for at in gone)
 
     def update(self, shares: Sequence[StageShare]) -> tuple[tuple[At, ...], tuple[At, ...]]:
         """Returns what the optimizer's update of a rank takes, and what is given back when it is done."""
@@ -229,8 +258,8 @@ class MemoryRules:
 
     @property
     def frees_gradients_in_buckets(self) -> bool:
-        """Whether whole gradients go bucket by bucket, each when the next one is reduced (zero 2, overlapped)."""
-        return self.zero == 2 and self.reduces_once and self.training.overlap.dp
+        """Whether whole gradients go bucket by bucket, each when the next one is reduced (overlapped)."""
+        return self.zero >= 2 and self.reduces_once and self.training.overlap.dp
 
     def buckets(self, share: StageShare, *, backward: bool) -> list[list[int]]:
         """Returns the positions of the layers of each gradient bucket, in the order of the pass (E3.4)."""
@@ -271,7 +300,7 @@ class MemoryRules:
             Splits(
                 sequence=bool(np.max(self.degrees.sequence) > 1),
                 experts=bool(np.max(self.degrees.ep * self.degrees.etp) > 1),
-                context=bool(np.max(self.degrees.cp) > 1),
+                context=self.context if np.max(self.degrees.cp) > 1 else None,
                 gradients=WeightGradients.KEPT if dense and begins else resident,
                 expert_gradients=WeightGradients.KEPT if expert and begins else resident,
             ),
@@ -299,10 +328,7 @@ class MemoryRules:
                 workload_of_layer(self.workload, share.layers[position].layer),
                 self.degrees,
                 weight_gradient_bytes=self.weight_gradient_bytes,
-                # Whole gradients that stay over microbatches (zero 2) are those of the gradient buffers.
-                kept_gradient_bytes=self.training.types.gradients.bytes
-                if self.zero == 2
-                else self.weight_gradient_bytes,
+                kept_gradient_bytes=self.kept_gradient_bytes,
             )
         return At(swing=self._measured[tape], place=position)
 

@@ -90,6 +90,6 @@ class _Passes:
             if is_backward:
                 memory = self.rules.backward(share, first=first, last=last, keeps_output=keeps)
             else:
-                memory = self.rules.forward(share, keeps_output=keeps)
+                memory = self.rules.forward(share, first=first, keeps_output=keeps)
             self.known[key] = along(ZERO, (at.swing for at in memory))
         return self.known[key]

@@ -38,6 +38,7 @@ def lower_forward_pass(
     place: str,
     memory: PassMemory,
     gathered: dict[int, int],
+    gathers_parameters: bool,
 ) -> None:
     """Adds the forward pass of a stage's layers.
 
@@ -48,9 +49,12 @@ def lower_forward_pass(
         place: name of the stage on its rank, for events.
         memory: what the pass does to memory.
         gathered: layer position -> event after which its updated parameters are there (the first microbatch).
+        gathers_parameters: under zero 3, whether they are gathered for this pass; else they are still there.
     """
     order = range(len(stage.layers))
-    gathers = Gathers(stage, build, lowering.data, order, f"{place} forward") if lowering.data.zero >= 3 else None
+    gathers = None
+    if lowering.data.zero >= 3 and gathers_parameters:
+        gathers = Gathers(stage, build, lowering.data, order, f"{place} forward")
     build.memory(*memory.begin)
     for position in order:
         held = memory.layers[position]
@@ -86,7 +90,9 @@ def lower_backward_pass(
     """
     data = lowering.data
     order = range(len(stage.layers) - 1, -1, -1)
-    gathers = Gathers(stage, build, data, order, f"{place} backward") if data.zero >= 3 else None
+    gathers = None
+    if data.zero >= 3 and lowering.memory.reshard_after_forward:
+        gathers = Gathers(stage, build, data, order, f"{place} backward")
     build.memory(*memory.begin)
     for position in order:
         layer, held = stage.layers[position], memory.layers[position]
@@ -114,6 +120,10 @@ def _recompute(
     layer: LayerCost, build: RoutineBuilder, lowering: PassLowering, choice: RecomputeChoice, place: str
 ) -> None:
     """Runs again what was dropped: the layer or its blocks with their collectives, or single operators (E2.6)."""
+    if choice.keeps_every_other_matmul:
+        # The results of collectives are kept as well (torchtitan's selective operators).
+        build.compute(layer.half_recompute_s, "recompute")
+        return
     whole = tuple(block for block in layer.blocks if choice.whole or block.name in choice.names)
     if whole:
         lower_forward(layer, build, lowering.layers, place=f"{place} recompute", blocks=whole)

@@ -69,7 +69,7 @@ class RoutineWriter:
                 for index, bucket in enumerate(self._buckets(chunk.cost, backward=False))
                 if self._bucket_gathers(chunk.cost, bucket)
             }
-        memory = self.passes.memory.forward(chunk.cost.share, keeps_output=self._keeps_output(chunk))
+        memory = self.passes.memory.forward(chunk.cost.share, first=first, keeps_output=self._keeps_output(chunk))
         lower_forward_pass(
             chunk.cost,
             build,
@@ -77,6 +77,7 @@ class RoutineWriter:
             place=f"chunk {number}",
             memory=memory,
             gathered=gathered,
+            gathers_parameters=first or self.passes.memory.reshard_after_forward,
         )
         self._send(build, chunk, chunk.next, Message.ACTIVATION)
         build.memory(*memory.end)

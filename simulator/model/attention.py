@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from simulator.model.attention_core import core, gathered, linear, on_tensor, output_projection, reduced, rotary
+from simulator.model.attention_core import (
+    QUERY_KEY_VALUE,
+    core,
+    gathered,
+    linear,
+    on_tensor,
+    output_projection,
+    reduced,
+    rotary,
+)
 from simulator.model.kernels import FUSED, Kernels
 from simulator.model.layers import Block
 from simulator.model.normalisation import block_entry, block_exit, norm_on
-from simulator.model.operators import MatMul, Operator
+from simulator.model.operators import MatMul, Operator, Streamed
 from simulator.model.spec import Bias, ModelSpec, Positions, QKNorm
 from simulator.model.tensors import Axes, Tensor, TensorAxis, Tokens, Weight
+
+COPY_BYTES = 4.0
+"""Bytes an element of a copy: read and write. Derived."""
 
 
 def attention_block(
@@ -87,10 +99,14 @@ def attention_operators(
         )
     if spec.positions is Positions.RELATIVE_PROJECTED:
         operators.append(_distances(spec, heads))
+    copied = kernels.expanded_kv and spec.key_value_heads < spec.heads
+    if copied:
+        operators.append(_expansion(heads))
     return (
         *operators,
         core(
             spec,
+            reads=("query", "key of each head", "value of each head") if copied else QUERY_KEY_VALUE,
             kv_heads=spec.key_value_heads,
             qk_head_dim=spec.head_size,
             value_head_dim=spec.head_size,
@@ -162,6 +178,19 @@ def cross_attention_block(
         exit=block_exit(
             spec, "attention", branches=("attention branch",), source=source.name, result=result, kernels=kernels
         ),
+    )
+
+
+def _expansion(heads: Axes) -> Streamed:
+    """Keys and values copied to all query heads of their group: `repeat_interleave` of eager models."""
+    return Streamed(
+        name="expansion of keys and values",
+        tokens=Tokens.TENSOR,
+        features=(*heads, (TensorAxis.LATENT, 2)),
+        forward_bytes_per_element=COPY_BYTES,
+        backward_bytes_per_element=COPY_BYTES,
+        reads=("key", "value"),
+        writes=(on_tensor("key of each head", heads), on_tensor("value of each head", heads)),
     )
 
 

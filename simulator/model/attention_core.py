@@ -9,6 +9,8 @@ from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, W
 
 ROTARY_BYTES = 4.0
 """Bytes an element of a rotary embedding, one direction: read and write (E6.3)."""
+QUERY_KEY_VALUE = ("query", "key", "value")
+"""What an attention core reads, by name."""
 
 
 def gathered(*tensors: Tensor) -> Move:
@@ -65,6 +67,7 @@ def core(
     causal: bool | None = None,
     window: int | None = None,
     memory_tokens: int | None = None,
+    reads: tuple[str, str, str] = QUERY_KEY_VALUE,
 ) -> AttentionCore:
     """Returns Softmax(Q·K^T)·V; it reads `query`, `key` and `value` and writes `attention output`.
 
@@ -80,6 +83,7 @@ def core(
         causal: mask; default: that of the model.
         window: most keys that a token sees.
         memory_tokens: tokens of the encoder's sequence, if it attends to that.
+        reads: names of its queries, keys and values.
     """
     keys = sequence_length if memory_tokens is None else memory_tokens
     heads = (TensorAxis.HEADS, spec.heads)
@@ -118,9 +122,9 @@ def core(
         window=window if window is not None and window < sequence_length else None,
         memory_tokens=memory_tokens,
         weights=sinks,
-        reads=("query", "key", "value"),
+        reads=reads,
         writes=(output, *made),
-        saves=("query", "key", "value", *saved),
+        saves=(*reads, *saved),
         backward_workspace=workspace,
     )
 

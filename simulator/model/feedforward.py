@@ -175,15 +175,18 @@ def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels)
         up_weights += tuple(Weight(name=f"expert {up}_bias", axes=all_experts + ffn) for up in up_names)
         down_weights += (Weight(name="expert down_bias", axes=all_experts + hidden),)
     weighs_output = kernels.expert_weighting is ExpertWeighting.OUTPUT
-    ordered = Tensor(name="sorted tokens", tokens=Tokens.DISPATCHED, features=hidden)
-    arrived = Tensor(name="expert input", tokens=Tokens.ROUTED, features=hidden, element=Element.GEMM_INPUT)
+    weighs_apart = kernels.expert_weighting is ExpertWeighting.ACTIVATION
+    ordered = _routed_copy("sorted tokens", Tokens.DISPATCHED, hidden)
+    arrived = _routed_copy("dispatched tokens", Tokens.ROUTED, hidden)
+    expert_input = Tensor(name="expert input", tokens=Tokens.ROUTED, features=hidden, element=Element.GEMM_INPUT)
     ups = tuple(Tensor(name=f"expert {up} output", tokens=Tokens.ROUTED, features=ffn) for up in up_names)
     product = Tensor(name="expert product", tokens=Tokens.ROUTED, features=ffn)
     down_input = Tensor(name="expert down input", tokens=Tokens.ROUTED, features=ffn, element=Element.GEMM_INPUT)
     result = Tensor(name="expert result", tokens=Tokens.ROUTED, features=hidden)
-    returned = Tensor(name="expert output", tokens=Tokens.DISPATCHED, features=hidden)
+    in_order = _routed_copy("expert result as it came", Tokens.ROUTED, hidden)
+    returned = _routed_copy("expert output", Tokens.DISPATCHED, hidden)
     weighing: tuple[Operator, ...] = ()
-    if not weighs_output:
+    if weighs_apart:
         weighing = (
             Streamed(
                 name="weigh activations",
@@ -199,6 +202,7 @@ def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels)
     return (
         _permute("sort tokens by expert", reads=(source.name,), writes=(ordered,), hidden=hidden),
         Move(name="dispatch", way=Way.DISPATCH, reads=(ordered.name,), writes=(arrived,)),
+        _permute("sort by local expert", reads=(arrived.name,), writes=(expert_input,), hidden=hidden),
         ExpertMatMul(
             name=f"expert {' and '.join(up_names)} projection",
             inputs=hidden,
@@ -206,11 +210,11 @@ def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels)
             num_experts=experts.count,
             top_k=experts.top_k,
             weights=up_weights,
-            reads=(arrived.name,),
-            saves=(arrived.name,),
+            reads=(expert_input.name,),
+            saves=(expert_input.name,),
             writes=ups,
         ),
-        _activation(ups, down_input if weighs_output else product, name="expert", kernels=kernels),
+        _activation(ups, product if weighs_apart else down_input, name="expert", kernels=kernels),
         *weighing,
         ExpertMatMul(
             name="expert down projection",
@@ -223,7 +227,8 @@ def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels)
             saves=(down_input.name,),
             writes=(result,),
         ),
-        Move(name="combine", way=Way.COMBINE, reads=(result.name,), writes=(returned,)),
+        _permute("unsort by local expert", reads=(result.name,), writes=(in_order,), hidden=hidden),
+        Move(name="combine", way=Way.COMBINE, reads=(in_order.name,), writes=(returned,)),
         _permute(
             "weigh and unsort tokens" if weighs_output else "unsort tokens",
             reads=(returned.name,),
@@ -234,12 +239,17 @@ def _routed(spec: ModelSpec, experts: Experts, source: Tensor, kernels: Kernels)
     )
 
 
+def _routed_copy(name: str, tokens: Tokens, hidden: Axes) -> Tensor:
+    """A copy of the routed tokens on its way; the dispatcher's variables hold all of them until the block ends."""
+    return Tensor(name=name, tokens=tokens, features=hidden, until_block_ends=True)
+
+
 def _permute(
     name: str, *, reads: tuple[str, ...], writes: tuple[Tensor, ...], hidden: Axes, saves: tuple[str, ...] = ()
 ) -> Streamed:
     return Streamed(
         name=name,
-        tokens=Tokens.DISPATCHED,
+        tokens=writes[0].tokens if writes[0].tokens is Tokens.ROUTED else Tokens.DISPATCHED,
         features=hidden,
         forward_bytes_per_element=PERMUTE_BYTES,
         backward_bytes_per_element=PERMUTE_BYTES,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator.model.attention_core import gathered, linear
 from simulator.model.embedding import table_width
 from simulator.model.feedforward import PLAIN_BACKWARD_BYTES, PLAIN_FORWARD_BYTES
@@ -18,6 +20,9 @@ LOSS_UNFUSED_FORWARD_BYTES, LOSS_UNFUSED_BACKWARD_BYTES = 14.0, 10.0
 softmax, write gradient in fp32, cast to 16 bits (4 + 4 + 2). Derived from E3.10's tensors."""
 LOSS_FUSED_FORWARD_BYTES, LOSS_FUSED_BACKWARD_BYTES = 4.0, 2.0
 """Bytes a logit of a fused cross-entropy that writes the gradient over the logits. Derived."""
+CAST_BYTES, LOG_SOFTMAX_BYTES, MEAN_BYTES = (6.0, 6.0), (12.0, 12.0), (0.0, 4.0)
+"""Bytes a logit, forward and backward, of the steps of an eager cross-entropy: cast between 2 and 4 bytes;
+log-softmax, two reads and a write each way; the mean's gradient is written. Derived."""
 COPY_BYTES = 4.0
 """Bytes an element of a copy: read and write. Derived."""
 
@@ -78,7 +83,13 @@ def _language_block(
         weights = (Weight(name="head_table", axes=source.features + vocab),)
     if stores_table and spec.output_head.bias:
         weights += (Weight(name="head_bias", axes=vocab),)
-    logits = Tensor(name="logits", tokens=Tokens.TENSOR, features=vocab)
+    logits = Tensor(
+        name="logits",
+        tokens=Tokens.TENSOR,
+        features=vocab,
+        # The model's output, a variable of an eager training loop, holds them until the loss is there.
+        until_block_ends=kernels.cross_entropy is CrossEntropy.EAGER,
+    )
     projection = MatMul(
         name="head projection",
         tokens=Tokens.TENSOR,
@@ -91,7 +102,7 @@ def _language_block(
         writes=(logits,),
     )
     return Block(
-        name="head", entry=tuple(entry), core=(gather, projection, cross_entropy(logits, kernels.cross_entropy))
+        name="head", entry=tuple(entry), core=(gather, projection, *cross_entropy(logits, kernels.cross_entropy))
     )
 
 
@@ -175,36 +186,47 @@ def classifier(spec: ModelSpec, source: Tensor, kernels: Kernels) -> tuple[Opera
         saves=(source.name,),
         writes=(scores,),
     )
-    return (projection, cross_entropy(scores, kernels.cross_entropy))
+    return (projection, *cross_entropy(scores, kernels.cross_entropy))
 
 
-def cross_entropy(logits: Tensor, kind: CrossEntropy) -> Streamed:
+def cross_entropy(logits: Tensor, kind: CrossEntropy) -> tuple[Streamed, ...]:
     """Returns the cross-entropy over a vocabulary: what it saves, and what its backward needs beside (E3.10).
 
-    Unfused: an fp32 copy becomes the softmax in place and is saved; its gradient is written over it, then cast. Eager:
-    the log-softmax is saved beside the copy, and the gradients of both are tensors of their own.
+    Fused: the gradient is written over the logits. Unfused: an fp32 copy becomes the softmax in place and is saved;
+    its gradient is written over it, then cast. Eager: a cast, a log-softmax and a mean, with a tensor and a gradient
+    each; forward holds 10 bytes a logit (16-bit logits, fp32 copy, log-softmax), backward 12 (log-softmax, its
+    gradient, that of the copy). Source: E3.10; torch.nn.functional.cross_entropy.
     """
-
-    def fp32(name: str) -> Tensor:
-        return Tensor(name=name, tokens=logits.tokens, features=logits.features, element=Element.FP32)
-
     prefix = "" if logits.name == "logits" else f"{logits.name} "
-    fused = kind is CrossEntropy.FUSED
-    made = {
-        CrossEntropy.FUSED: (),
-        CrossEntropy.UNFUSED: (fp32(f"{prefix}fp32 softmax"),),
-        CrossEntropy.EAGER: (fp32(f"{prefix}fp32 log-softmax"), fp32(f"{prefix}fp32 logits")),
-    }[kind]
-    workspace = (fp32(f"{prefix}gradient of log-softmax"), fp32(f"{prefix}gradient of fp32 logits"))
+    if kind is CrossEntropy.FUSED:
+        loss = _over_logits("cross-entropy", logits, LOSS_FUSED_FORWARD_BYTES, LOSS_FUSED_BACKWARD_BYTES)
+        return (replace(loss, reads=(logits.name,), saves=(logits.name,), in_place_gradient=True),)
+    if kind is CrossEntropy.UNFUSED:
+        softmax = _in_fp32(f"{prefix}fp32 softmax", logits)
+        loss = _over_logits("cross-entropy", logits, LOSS_UNFUSED_FORWARD_BYTES, LOSS_UNFUSED_BACKWARD_BYTES)
+        return (replace(loss, reads=(logits.name,), writes=(softmax,), saves=(softmax.name,)),)
+    copy, logarithm = _in_fp32(f"{prefix}fp32 logits", logits), _in_fp32(f"{prefix}fp32 log-softmax", logits)
+    return (
+        replace(_over_logits("cast of logits", logits, *CAST_BYTES), reads=(logits.name,), writes=(copy,)),
+        replace(
+            _over_logits("log-softmax", logits, *LOG_SOFTMAX_BYTES),
+            reads=(copy.name,),
+            writes=(logarithm,),
+            saves=(logarithm.name,),
+        ),
+        replace(_over_logits("mean of losses", logits, *MEAN_BYTES), reads=(logarithm.name,)),
+    )
+
+
+def _in_fp32(name: str, logits: Tensor) -> Tensor:
+    return Tensor(name=name, tokens=logits.tokens, features=logits.features, element=Element.FP32)
+
+
+def _over_logits(name: str, logits: Tensor, forward_bytes: float, backward_bytes: float) -> Streamed:
     return Streamed(
-        name="cross-entropy",
+        name=name,
         tokens=logits.tokens,
         features=logits.features,
-        forward_bytes_per_element=LOSS_FUSED_FORWARD_BYTES if fused else LOSS_UNFUSED_FORWARD_BYTES,
-        backward_bytes_per_element=LOSS_FUSED_BACKWARD_BYTES if fused else LOSS_UNFUSED_BACKWARD_BYTES,
-        reads=(logits.name,),
-        writes=made,
-        saves=(made[0].name,) if made else (logits.name,),
-        backward_workspace=workspace if kind is CrossEntropy.EAGER else (),
-        in_place_gradient=fused,
+        forward_bytes_per_element=forward_bytes,
+        backward_bytes_per_element=backward_bytes,
     )

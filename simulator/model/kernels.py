@@ -24,6 +24,8 @@ class ExpertWeighting(StrEnum):
     """The expert's output, which is kept for the gradient of the probability (E3.8, x = 2h)."""
     ACTIVATION = "activation"
     """The activation before the down projection, which is kept instead (E3.8, x = 2f_e)."""
+    FUSED = "fused"
+    """The activation, inside its kernel: nothing more is kept (Megatron-LM with Transformer Engine)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +40,10 @@ class Kernels:
     """One kernel for a gated activation; false: the activated gate exists before its product, and is kept."""
     cross_entropy: CrossEntropy = CrossEntropy.UNFUSED
     """The loss."""
-    expert_weighting: ExpertWeighting = ExpertWeighting.OUTPUT
+    expert_weighting: ExpertWeighting = ExpertWeighting.FUSED
     """Where the router's probability multiplies."""
+    expanded_kv: bool = False
+    """Keys and values are copied to all query heads before attention (eager PyTorch models)."""
 
 
 FUSED = Kernels()

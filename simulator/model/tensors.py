@@ -108,6 +108,8 @@ class Tensor:
     """Elements for each of those tokens."""
     element: Element = Element.COMPUTE
     """Type of an element."""
+    until_block_ends: bool = False
+    """A variable of the framework's code holds it until its block has run, though nobody reads it any more."""
     statistic: bool = False
     """Norm or softmax statistic, left out by the closed formulas of the literature."""
 

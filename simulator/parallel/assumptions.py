@@ -71,9 +71,9 @@ class Assumptions(BaseModel):
         Fusion.FUSED, description="unfused gated activations keep the activated gate (E3.6: 2f a token more)."
     )
     expert_weighting: ExpertWeighting = Field(
-        ExpertWeighting.OUTPUT,
-        description="The router's probability multiplies the expert's output, or the activation before its down "
-        "projection: x = 2h or 2f_e in E3.8.",
+        ExpertWeighting.FUSED,
+        description="The router's probability multiplies the expert's output, the activation before its down "
+        "projection, or the activation inside its kernel: x = 2h, 2f_e or 0 in E3.8.",
     )
     gradient_accumulation_fusion: bool = Field(
         True,
@@ -115,6 +115,11 @@ class Assumptions(BaseModel):
         description="zero 2: gradients of a stage stay whole from its first to its last microbatch and are scattered "
         "once (Llama 3, section 3.3.2), or are scattered after every microbatch; zero 3 always does the latter (E3.2).",
     )
+    zero3_reduction: GradientReduction = Field(
+        GradientReduction.EVERY_MICROBATCH,
+        description="zero 3: gradients are scattered after every microbatch (FSDP2), or are whole, in the type of the "
+        "network, until the last one (torchtitan with a pipeline).",
+    )
     fsdp_prefetch_layers: Annotated[int, Field(ge=0, le=16)] = Field(
         1, description="Layers gathered ahead of the one that computes under zero 3 (torch FSDP, E3.3)."
     )
@@ -128,6 +133,14 @@ class Assumptions(BaseModel):
     )
     expert_imbalance: AtLeastOne = Field(
         1.0, description="Tokens of the fullest expert rank over the mean; 1: balanced routing."
+    )
+    expert_capacity: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0,
+        description="Capacity factor: every expert works on ceil(factor x top_k x tokens / experts) tokens of a rank, "
+        "padded or dropped (E3.8); 0: dropless.",
+    )
+    expanded_kv: bool = Field(
+        False, description="Keys and values are copied to all query heads before attention (eager PyTorch models)."
     )
     tp_overlap_chunks: Annotated[int, Field(ge=2, le=1024)] = Field(
         4,
@@ -152,4 +165,5 @@ class Assumptions(BaseModel):
             fused_activation=self.activation_kernel is Fusion.FUSED,
             cross_entropy=self.cross_entropy,
             expert_weighting=self.expert_weighting,
+            expanded_kv=self.expanded_kv,
         )

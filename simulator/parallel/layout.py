@@ -51,6 +51,11 @@ class Layout(BaseModel):
     shard_group: Degree | Literal["auto"] = Field(
         "auto", description="Ranks that share one copy of the sharded state (HSDP); auto: all of dp x cp."
     )
+    reshard_after_forward: bool = Field(
+        True,
+        description="zero 3: parameters are freed after forward and gathered again for backward (FSDP2); false: they "
+        "stay gathered from the first forward of a step to the last backward.",
+    )
     order: tuple[Axis, ...] = Field(DEFAULT_ORDER, description="Axes, fastest-varying over the devices first.")
     stages: tuple[Annotated[int, Field(ge=0)], ...] | Literal["auto"] = Field(
         "auto", description="Layers of each stage, pp * vpp numbers, or auto."

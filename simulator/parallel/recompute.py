@@ -24,6 +24,8 @@ class RecomputeChoice:
     """The whole layer: only its input is kept."""
     names: frozenset[str] = frozenset()
     """Parts (`Part`) and blocks that are recomputed each on its own."""
+    keeps_every_other_matmul: bool = False
+    """Of a whole layer: the results of attention and of every other matrix product are kept, not run again."""
 
     @property
     def nothing(self) -> bool:
@@ -55,6 +57,8 @@ def recompute_choice(training: Training, kind: LayerKind, position: int) -> Reco
         return NOTHING
     if recompute is Recompute.FULL or (isinstance(recompute, FullRecompute) and position < recompute.full_layers):
         return RecomputeChoice(whole=True)
+    if recompute is Recompute.EVERY_OTHER_MATMUL:
+        return RecomputeChoice(whole=True, keeps_every_other_matmul=True)
     if recompute is Recompute.SELECTIVE:
         return RecomputeChoice(names=SELECTIVE_DEFAULT)
     if isinstance(recompute, SelectiveRecompute):

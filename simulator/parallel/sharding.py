@@ -60,6 +60,10 @@ class Workload:
     """The vocabulary is padded to a multiple of this x t; 0: only to a multiple of t."""
     compute: Dtype
     """Type of the matrix multiplications."""
+    num_experts: int = 0
+    """Routed experts of a layer; 0 without experts."""
+    expert_capacity: float = 0.0
+    """Room of an expert over its mean tokens; buffers are full whatever the load. 0: as many as come (dropless)."""
     ulysses: bool = False
     """Whether attention over context ranks is split by heads, not as a ring."""
     memory_tokens: int = 0
@@ -138,17 +142,25 @@ def local_tokens(tokens: Tokens, workload: Workload, degrees: Degrees) -> Int:
             return context_share // degrees.sequence
         case Tokens.DISPATCHED | Tokens.ROUTED:
             gathered = degrees.etp if tokens is Tokens.ROUTED else 1
-            copies = context_share // degrees.sequence * workload.top_k * gathered
+            tokens_of_rank = context_share // degrees.sequence
+            if workload.expert_capacity:
+                # ceil(cf·k·T/E) tokens for each expert (E3.8).
+                room = np.ceil(workload.expert_capacity * workload.top_k * tokens_of_rank / workload.num_experts)
+                return _whole(room) * workload.num_experts * gathered
+            copies = tokens_of_rank * workload.top_k * gathered
             if workload.expert_imbalance == 1:
                 return copies
-            scaled = np.ceil(copies * workload.expert_imbalance)
-            return scaled.astype(np.int64) if isinstance(scaled, np.ndarray) else int(scaled)
+            return _whole(np.ceil(copies * workload.expert_imbalance))
         case Tokens.MEMORY:
             return workload.memory_tokens * workload.micro_batch // degrees.cp
         case Tokens.POOLED:
             return workload.micro_batch
         case Tokens.POSITIONS:
             return workload.sequence_length // degrees.cp
+
+
+def _whole(number: Int) -> Int:
+    return number.astype(np.int64) if isinstance(number, np.ndarray) else int(number)
 
 
 def tensor_bytes(tensor: Tensor, workload: Workload, degrees: Degrees) -> Int:

@@ -70,6 +70,7 @@ class Recompute(StrEnum):
     NONE = "none"
     SELECTIVE = "selective"
     FULL = "full"
+    EVERY_OTHER_MATMUL = "every_other_matmul"
 
 
 class FullRecompute(BaseModel):
