@@ -226,6 +226,14 @@ class Model:
         return self.embedding.num_parameters
 
     @cached_property
+    def kv_cache_elements_per_token(self) -> int:
+        """Elements that inference keeps of one token: 2·g·d a layer, of latent attention r_kv + d_r (E8.9)."""
+        latent = self.spec.latent_attention
+        if latent is not None:
+            return len(self.layers) * (latent.kv_rank + latent.rope_head_dim)
+        return len(self.layers) * 2 * self.spec.key_value_heads * self.spec.head_size
+
+    @cached_property
     def num_active_parameters(self) -> int:
         """Parameters that one token uses: top_k of the routed experts, everything else (E1.9)."""
         return self._active([weight for layer in self.all_layers for weight in layer.weights])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from simulator.cost.liveness import Splits, WeightGradients, layer_tapes
 from simulator.model.decoder import build_model
-from simulator.model.kernels import Kernels
+from simulator.model.kernels import ExpertWeighting, Kernels
 from simulator.model.layers import Layer, Model
 from simulator.model.operators import Part
 from simulator.model.spec import ModelSpec
@@ -173,8 +173,11 @@ def test_a_token_of_latent_attention_keeps_expanded_keys(record: Record) -> None
 
 
 @each("memory", "memory.activation.moe_token.")
-def test_a_routed_token_keeps_its_copies_with_the_experts_output(record: Record) -> None:
-    whole = model(record.inputs["model"])
+def test_a_routed_token_keeps_its_copies_and_what_its_probability_multiplies(record: Record) -> None:
+    after = record.inputs["probability_applied"] == "after the down projection"
+    weighting = ExpertWeighting.OUTPUT if after else ExpertWeighting.ACTIVATION
+    spec = model(record.inputs["model"]).spec
+    whole = build_model(spec, sequence_length=1, kernels=Kernels(expert_weighting=weighting))
     assert whole.spec.experts is not None
     # The record leaves out what the router keeps, as it leaves out statistics.
     kept = [
@@ -183,6 +186,11 @@ def test_a_routed_token_keeps_its_copies_with_the_experts_output(record: Record)
         if item.name not in ("router logits", "chosen experts")
     ]
     assert record.agrees_with(_bytes(kept, workload(1, top_k=whole.spec.experts.top_k), degrees()))
+
+
+@each("memory", "memory.kv_cache.")
+def test_a_token_in_the_cache_of_inference_has_its_keys_and_values_in_two_bytes(record: Record) -> None:
+    assert record.agrees_with(2 * model(record.inputs["model"]).kv_cache_elements_per_token)
 
 
 @each("memory", "memory.logits.")
