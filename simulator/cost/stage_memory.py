@@ -32,6 +32,7 @@ ELEMENTS_PER_REPLICA = 1_000_000
 Change = Callable[[str, Memory, Int], Swing]
 """Takes or gives back one tensor."""
 ALL_GATHER_BUFFER, REDUCE_SCATTER_INPUT = "all-gather buffer", "input of reduce-scatter"
+SHARDED_GRADIENTS = "sharded gradients"
 STAGE_INPUT, STAGE_OUTPUT = "stage input", "stage output"
 """What a stage receives and sends, where that is not the embedding's or the head's."""
 
@@ -339,7 +340,7 @@ class MemoryRules:
     def _sharded(self, share: StageShare, position: int, change: Change) -> At:
         """The rank's shard of a layer's gradients."""
         size = share.layers[position].states.gradients
-        return At(swing=change("sharded gradients", Memory.GRADIENTS, size), place=position)
+        return At(swing=change(SHARDED_GRADIENTS, Memory.GRADIENTS, size), place=position)
 
     def _gathered(self, share: StageShare, position: int, change: Change) -> At:
         size = self._gathered_bytes(share.layers[position])

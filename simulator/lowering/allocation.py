@@ -14,14 +14,14 @@ from simulator.cost.memory import Held, Memory
 from simulator.cost.pricing import StageCosts
 from simulator.cost.resident import OUTSIDE_ALLOCATOR
 from simulator.cost.shares import StageShare
-from simulator.cost.stage_memory import ALL_GATHER_BUFFER, REDUCE_SCATTER_INPUT, STAGE_INPUT, STAGE_OUTPUT, MemoryRules
+from simulator.cost.stage_memory import ALL_GATHER_BUFFER, SHARDED_GRADIENTS, STAGE_INPUT, STAGE_OUTPUT, MemoryRules
 from simulator.lowering.builder import WrittenRoutine
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import LayerKind
 from simulator.schedule import PipelineSchedule
 
 IntArray = npt.NDArray[np.int64]
-STREAMS = {ALL_GATHER_BUFFER: 1, REDUCE_SCATTER_INPUT: 2}
+STREAMS = {ALL_GATHER_BUFFER: 1, SHARDED_GRADIENTS: 2}
 """Tensors that torch's FSDP allocates on a stream of its own; all others are those of the compute stream, 0."""
 _Place = tuple[int | None, str]
 """Position of a layer in its stage, and a name there."""
