@@ -21,7 +21,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from simulator.errors import SimulatorFault
-from simulator.model.layers import Layer
+from simulator.model.layers import Layer, LayerKind
 from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
 from simulator.model.tensors import Element, Tensor, Weight
 from simulator.parallel.layout import ContextMethod
@@ -449,6 +449,9 @@ class _Walk:
         return [name]
 
     def _has_gradient(self, name: str) -> bool:
+        """Whether a tensor has a gradient: not the data that an embedding reads, no numbers of rows, no masks."""
+        if self.layer.kind is LayerKind.EMBEDDING and name == self.name(self.layer.input.name):
+            return False
         return self.tensors[name].element not in (Element.INDEX, Element.MASK)
 
     def _give_gradient(self, name: str, operator: str, *, allocate: bool) -> None:

@@ -63,7 +63,7 @@ def embedding_block(spec: ModelSpec, *, stores_table: bool, kernels: Kernels = F
         behind.append(added_rows("token type", Weight(name="token_type_table", axes=types), source=last))
         last = behind[-1].writes[0].name
     if spec.embedding.norm:
-        behind.append(norm(spec, "embedding norm", source=last, width=narrow, kernels=kernels))
+        behind.append(norm(spec, "embedding norm", source=last, width=narrow, feeds_gemm=False, kernels=kernels))
         last = behind[-1].writes[0].name
     if spec.dropout:
         behind.append(dropout(spec, "embedding", source=last, width=table_width(spec)))

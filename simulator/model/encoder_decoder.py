@@ -67,7 +67,7 @@ def _encoder_layer(spec: ModelSpec, plan: LayerPlan, memory: int, kernels: Kerne
     blocks = layer_blocks(spec, plan, sequence_length=memory, kernels=kernels, causal=False)
     output = OUTPUT
     if is_last:
-        final = norm(spec, "encoder final norm", source=OUTPUT, kernels=kernels)
+        final = norm(spec, "encoder final norm", source=OUTPUT, feeds_gemm=False, kernels=kernels)
         gather = gathered(final.writes[0])
         output = gather.writes[0].name
         blocks += (Block(name="encoder end", entry=(final,), core=(gather,)),)

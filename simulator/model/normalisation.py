@@ -23,6 +23,7 @@ def norm(
     source: str,
     width: Axes | None = None,
     result: str = "",
+    feeds_gemm: bool = True,
     kernels: Kernels = FUSED,
 ) -> Streamed:
     """Returns a norm on the tokens of the sequence region; see `norm_on`.
@@ -33,6 +34,7 @@ def norm(
         source: the tensor that it reads.
         width: features of a token; default: hidden.
         result: the tensor that it writes; default: `{name} output`.
+        feeds_gemm: whether a GEMM reads what it writes; else that is part of the residual stream.
         kernels: whether it is fused.
     """
     features: Axes = ((TensorAxis.HIDDEN, spec.hidden),) if width is None else width
@@ -44,7 +46,7 @@ def norm(
             name=result or f"{name} output",
             tokens=Tokens.SEQUENCE,
             features=features,
-            element=Element.GEMM_INPUT,
+            element=Element.GEMM_INPUT if feeds_gemm else Element.COMPUTE,
         ),
         scaled=features,
         rows=(),
@@ -138,7 +140,7 @@ def block_exit(
             return residual(spec, block, branches=branches, source=source, result=result)
         case NormPlacement.POST:
             total = f"{block} sum"
-            after = norm(spec, f"{block} norm", source=total, result=result, kernels=kernels)
+            after = norm(spec, f"{block} norm", source=total, result=result, feeds_gemm=False, kernels=kernels)
             return (*residual(spec, block, branches=branches, source=source, result=total), after)
         case NormPlacement.SANDWICH | NormPlacement.OUTPUT:
             summed: tuple[Operator, ...] = ()
@@ -147,7 +149,7 @@ def block_exit(
                 branch = f"{block} branches"
                 summed = (addition(spec, branch, reads=branches, result=branch),)
             name = f"{block} norm" if spec.norm_placement is NormPlacement.OUTPUT else f"{block} output norm"
-            after = norm(spec, name, source=branch, kernels=kernels)
+            after = norm(spec, name, source=branch, feeds_gemm=False, kernels=kernels)
             last = residual(spec, block, branches=(after.writes[0].name,), source=source, result=result)
             return (*summed, after, *last)
 

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 
+from simulator.model.decoder import build_model
 from tests.model import closed_forms
 from tests.model.architectures import LIBRARY, built_in, model
 from tests.oracles import Record, each
@@ -68,3 +69,8 @@ def test_layers_with_one_key_are_one_object(name: str) -> None:
 
 def test_at_least_sixty_models_are_built_in() -> None:
     assert len(LIBRARY) >= 60
+
+
+def test_the_first_release_of_mixtral_8x22b_had_a_smaller_vocabulary() -> None:
+    spec = built_in("mixtral-8x22b").model_copy(update={"vocab": 32000})
+    assert build_model(spec, sequence_length=1).num_parameters == 140_620_634_112
