@@ -115,15 +115,15 @@ def _num_labels(keys: Keys) -> int:
     return keys.count("num_labels", default=2)
 
 
-def t5(keys: Keys) -> Spec:
-    """T5 and mT5: encoder and decoder of one width, relative positions, RMSNorms, no biases."""
+def t5(keys: Keys, *, decoder_layers: int | None = None) -> Spec:
+    """T5: encoder and decoder of one width, relative positions, RMSNorms, no biases."""
     layers = keys.layers("num_layers", "num_hidden_layers")
     if (name := architecture(keys)) and not name.endswith(("ForConditionalGeneration", "WithLMHeadModel")):
         why = "other classes lack the decoder or the logits"
         mend = "name the class that ends in ForConditionalGeneration"
         keys.refuse("architectures", f"{shortened(name)} is not known for {keys.model_type}", why=why, mend=mend)
     return {
-        "layers": keys.layers("num_decoder_layers", default=layers),
+        "layers": keys.layers("num_decoder_layers", default=decoder_layers or layers),
         "encoder": {"layers": layers},
         "hidden": keys.count("d_model", "hidden_size"),
         "heads": keys.count("num_heads", "num_attention_heads"),
@@ -146,7 +146,7 @@ def mt5(keys: Keys) -> Spec:
 
 def switch_transformers(keys: Keys) -> Spec:
     """Switch Transformer: T5 with one expert of many for each token in some layers."""
-    spec = t5(keys)
+    spec = t5(keys, decoder_layers=12)
     steps = []
     for side, layers in (("encoder", spec["encoder"]["layers"]), ("decoder", spec["layers"])):
         sparse = keys.count(f"num_sparse_{side}_layers", default=3, least=0)

@@ -33,12 +33,10 @@ def mistral(keys: Keys) -> Spec:
 
 def phi(keys: Keys) -> Spec:
     """Phi 1 and 2: attention and MLP side by side behind one LayerNorm; biases everywhere, on the logits too."""
-    if keys.flag("qk_layernorm", default=False):
-        why = "the norms on its queries and keys are LayerNorms with a shift"
-        keys.refuse("qk_layernorm", "true is not known for phi", why=why, mend="set it to false")
     spec = decoder(keys, tied=False)
     return {
         **spec,
+        "attention": {"qk_norm": "head" if keys.flag("qk_layernorm", default=False) else "none"},
         "gated_mlp": False,
         "norm": "layernorm",
         "parallel_blocks": "shared_norm",

@@ -60,7 +60,7 @@ def causal_head(keys: Keys) -> Spec:
     if name.endswith(OTHER_HEADS):
         ending = next(ending for ending in OTHER_HEADS if name.endswith(ending))
         mend = f'write "{name.removesuffix(ending)}ForCausalLM" for the head of a language model'
-        keys.refuse("architectures", f"{shortened(name)} is not known", why="its head is not one of ours", mend=mend)
+        keys.refuse("architectures", f"{shortened(name)} is not known", why="a model file cannot say its head", mend=mend)
     if name.endswith(HEADLESS_ENDING) and not name.endswith(LANGUAGE_MODEL_ENDINGS):
         return {"output_head": {"language_model": False}, "tied_embeddings": False}
     return {}

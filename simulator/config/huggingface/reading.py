@@ -12,6 +12,7 @@ from simulator.config.document import parse_document, read_text
 from simulator.config.form import check_form
 from simulator.config.huggingface.families import FAMILIES
 from simulator.config.huggingface.keys import Keys
+from simulator.config.huggingface.parts import Spec
 from simulator.config.tree import Entry, Node, Place
 from simulator.config.wording import nearest, shortened
 from simulator.errors import Problem, ScenarioError
@@ -93,7 +94,14 @@ def read_config(path: Path, *, shown: str | None = None) -> Node:
         told = dict.fromkeys([*doubled, *keys.problems])
         raise ScenarioError(sorted(told, key=lambda each: (each.line, each.column)))
     about = {"name": _model_name(path), "source": f"{path.name} of the model_type {keys.model_type}"}
-    return _tree({**about, **spec}, root, root.place)
+    return _tree({**about, **_shortest(spec)}, root, root.place)
+
+
+def _shortest(spec: Spec) -> Spec:
+    """Returns the keys without head sizes that are the defaults of a model file."""
+    same = {"kv_heads": spec.get("kv_heads") == spec["heads"]}
+    same["head_dim"] = (spec.get("head_dim") or 0) * spec["heads"] == spec["hidden"]
+    return {key: value for key, value in spec.items() if not same.get(key)}
 
 
 def _read_json(path: Path, name: str) -> tuple[Node, list[Problem]]:
