@@ -51,7 +51,9 @@ def test_model_file_is_written_and_read(
     assert capsys.readouterr() == ("", "")
     assert output.read_text(encoding="utf-8") == MODEL_FILE
     write(tmp_path, CLUSTER, "c.yaml")
-    scenarios = [SCENARIO.replace(f"model:\n{indented(MODEL)}", f"model: {name}\n") for name in ("small.json", "m.yaml")]
+    scenarios = [
+        SCENARIO.replace(f"model:\n{indented(MODEL)}", f"model: {name}\n") for name in ("small.json", "m.yaml")
+    ]
     changes = {"layout.pp": "1", "layout.tp": "1"}
     read = [read_scenario(write(tmp_path, text), changes).model for text in scenarios]
     assert read[0] == read[1]

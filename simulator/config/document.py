@@ -80,6 +80,15 @@ def parse_document(text: str, name: str) -> tuple[Node, list[Problem]]:
 
 
 def read_text(path: Path, name: str) -> str:
+    """Returns the text of a file.
+
+    Args:
+        path: the file.
+        name: its name in messages.
+
+    Raises:
+        ScenarioError: the file cannot be read, is too large or not UTF-8.
+    """
     place = Place(file=name)
     try:
         if path.is_dir():

@@ -14,7 +14,7 @@ _WIDTH = 120
 class _Dumper(yaml.SafeDumper):
     """Writes lists on one line."""
 
-    def represent_list(self, items: Any) -> yaml.Node:
+    def represent_list(self, items: Any) -> yaml.SequenceNode:
         """Returns the node of a list."""
         return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
 

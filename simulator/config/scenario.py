@@ -189,7 +189,7 @@ def _resolved(root: Node, key: str, kind: Kind, folder: Path) -> tuple[Node, lis
         return root, [placed(found, place)], False
     try:
         if kind is Kind.MODELS and is_config(found):
-            node, problems = read_config(found, shown=shown_path(found)), []
+            node, problems = read_config(found, shown=shown_path(found)), list[Problem]()
         else:
             node, problems = read_document(found, shown=shown_path(found))
     except ScenarioError as error:

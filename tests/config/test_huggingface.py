@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,22 @@ from simulator.config.huggingface.families import FAMILIES
 from simulator.config.huggingface.reading import imported_model
 from simulator.config.model_file import model_yaml
 from simulator.config.scenario import input_files, read_scenario
+from simulator.model.decoder import build_model
 from simulator.model.spec import Bias, ModelSpec, Norm, NormPlacement, ParallelBlocks, Positions, QKNorm
 from tests.config.files import CLUSTER, MODEL, SCENARIO, indented, write
 from tests.hf.record_counts import CONFIGS, COUNTS, configs
-from tests.model.closed_forms import num_parameters
 
 CASES = configs()
+SEQUENCE_LENGTH = 8  # changes no count
 RECORDED = yaml.safe_load(COUNTS.read_text(encoding="utf-8"))["models"]
 
 
 def imported(folder: Path, config: dict[str, Any], name: str = "config.json") -> ModelSpec:
     return imported_model(Path(write(folder, json.dumps(config), name)))
+
+
+def num_parameters(spec: ModelSpec) -> int:
+    return build_model(spec, sequence_length=SEQUENCE_LENGTH).num_parameters
 
 
 @cache
@@ -38,6 +44,12 @@ def test_every_config_has_a_recorded_count_and_every_family_a_config() -> None:
     assert list(RECORDED) == list(CASES)
     assert {config["model_type"] for config in CASES.values()} == set(FAMILIES)
     assert list(FAMILIES) == sorted(FAMILIES)
+
+
+def test_manual_lists_every_family() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
+    table = text.split("| models | `model_type` |")[1].split("\n\n")[0]
+    assert sorted(re.findall(r"`([\w-]+)`", table)) == list(FAMILIES)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,6 +76,7 @@ def test_imported_parameters_are_those_of_the_library(tmp_path: Path, name: str)
         ("gpt-oss-120b", 116_829_156_672),
         ("t5-11b", 11_307_321_344),
         ("vit-large-patch16-224", 304_326_632),
+        ("resnet-152", 60_192_808),
     ],
 )
 def test_published_counts(name: str, total: int) -> None:

@@ -113,7 +113,9 @@ def test_what_is_no_json_is_told_in_words_of_json(tmp_path: Path, text: str, mes
     assert refused(tmp_path, text) == message
 
 
-@pytest.mark.parametrize("text", ["", "null", "1", '"x"', "{" * 100_000, "[" * 60 + "]" * 60, '{"a": ' * 60 + "1" + "}" * 60])
+@pytest.mark.parametrize(
+    "text", ["", "null", "1", '"x"', "{" * 100_000, "[" * 60 + "]" * 60, '{"a": ' * 60 + "1" + "}" * 60]
+)
 def test_other_texts_are_refused(tmp_path: Path, text: str) -> None:
     assert refused(tmp_path, text).startswith("config.json:1:")
 
@@ -172,6 +174,12 @@ def test_other_texts_are_refused(tmp_path: Path, text: str) -> None:
             {"num_sparse_decoder_layers": 3},
             "num_sparse_decoder_layers: spaces experts unlike the encoder's",
         ),
+        (
+            "resnet-defaults",
+            {"hidden_sizes": [256, 512], "depths": [3, 4, 6]},
+            "hidden_sizes: are not those of a residual network that is known",
+        ),
+        ("resnet-defaults", {"downsample_in_first_stage": True}, "downsample_in_first_stage: true is not known"),
         ("llama-defaults", {"num_attention_heads": 7}, "heads: 7 does not divide hidden, 64"),
         ("llama-defaults", {"num_key_value_heads": 3}, "kv_heads: 3 does not divide heads, 8"),
         ("mixtral-defaults", {"num_experts_per_tok": 9}, "experts.top_k: 9, but there are only 8 experts"),

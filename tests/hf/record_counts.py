@@ -16,13 +16,13 @@ import yaml
 CONFIGS = Path(__file__).parents[1] / "config" / "huggingface"
 OPTIONS = CONFIGS.parent / "huggingface_options.yaml"
 COUNTS = CONFIGS.parent / "huggingface_counts.yaml"
-HEADER = "# Made by tests/hf/record_counts.py: parameters of the classes of the transformers library; tied ones count once.\n"
+HEADER = "# Made by tests/hf/record_counts.py: what the classes of the transformers library hold, tied tensors once.\n"
 ALIASES = {"kimi_k2": "deepseek_v3"}
 """Families without a class of their own: their files bring code that repeats another family's."""
 T5_LIKE = ("t5", "mt5", "switch_transformers")
 DEFAULT_ENDINGS = {"gpt2": "LMHeadModel"}
 DEFAULT_ENDINGS |= dict.fromkeys(T5_LIKE, "ForConditionalGeneration")
-DEFAULT_ENDINGS |= dict.fromkeys(("bert", "roberta", "distilbert", "albert", "vit"), "Model")
+DEFAULT_ENDINGS |= dict.fromkeys(("bert", "roberta", "distilbert", "albert", "electra", "vit", "resnet"), "Model")
 """How the class of a config without `architectures` ends, where not in ForCausalLM."""
 
 
@@ -48,7 +48,7 @@ def count(config: dict[str, Any]) -> dict[str, Any]:
     family = ALIASES.get(config["model_type"], config["model_type"])
     keys = {"pad_token_id": 0} | {key: value for key, value in config.items() if key != "model_type"}
     filled = CONFIG_MAPPING[family].from_dict(keys)
-    name = config.get("architectures", [""])[0].replace("MPT", "Mpt")
+    name = config.get("architectures", [""])[0].replace("MPT", "Mpt").replace("PhiMoE", "Phimoe")
     if not name:
         stem = type(filled).__name__.removesuffix("Config").removesuffix("Text")
         name = stem + DEFAULT_ENDINGS.get(family, "ForCausalLM")
@@ -66,7 +66,9 @@ def count(config: dict[str, Any]) -> dict[str, Any]:
         kinds["untied head"] += filled.vocab_size * filled.d_model
     corrections = sum(each.numel() for key, each in model.named_buffers() if key.endswith("e_score_correction_bias"))
     found = {"class": name, "parameters": sum(kinds.values())}
-    return found | ({"correction_biases": corrections} if corrections else {}) | {"modules": dict(sorted(kinds.items()))}
+    return (
+        found | ({"correction_biases": corrections} if corrections else {}) | {"modules": dict(sorted(kinds.items()))}
+    )
 
 
 def main() -> None:

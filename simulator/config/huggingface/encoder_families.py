@@ -1,4 +1,4 @@
-"""Encoders, encoder-decoders and vision transformers: one function for each `model_type`.
+"""Encoders and encoder-decoders: one function for each `model_type`, from its keys to those of a model file.
 
 What stands behind an encoder depends on the class in `architectures`: `BertModel` has a pooler, `BertForMaskedLM`
 logits. Defaults are those of the configuration classes of the transformers library, version 5.23.
@@ -9,15 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from simulator.config.huggingface.keys import Keys
-from simulator.config.huggingface.parts import Spec, architecture, biases, mixture
-from simulator.config.wording import listed, shortened
+from simulator.config.huggingface.parts import Spec, architecture, biases, head_of, mixture, num_labels
+from simulator.config.wording import shortened
 
 _MASKED = {"language_model": True, "transform": True, "bias": True}
 _NO_LOGITS = {"language_model": False}
 
 
 def bert(keys: Keys) -> Spec:
-    """BERT: norms behind the blocks, learned positions, token types."""
+    """BERT and RoBERTa: norms behind the blocks, learned positions, token types."""
+    return _bert(keys, {"ForPreTraining": {**_MASKED, "pooler": True, "classes": 2}})
+
+
+def _bert(keys: Keys, own_heads: Mapping[str, Spec]) -> Spec:
     if keys.flag("add_cross_attention", default=False):
         why, mend = "an encoder attends to itself only", "set it to false"
         keys.refuse("add_cross_attention", f"true is not known for {keys.model_type}", why=why, mend=mend)
@@ -31,7 +35,7 @@ def bert(keys: Keys) -> Spec:
         "max_positions": keys.count("max_position_embeddings", default=512),
         "embedding": {"token_types": keys.count("type_vocab_size", default=2), "norm": True},
         **_ENCODER,
-        **_encoder_head(keys, {"ForPreTraining": {**_MASKED, "pooler": True, "classes": 2}}),
+        **_encoder_head(keys, own_heads),
     }
 
 
@@ -44,6 +48,17 @@ def albert(keys: Keys) -> Spec:
         "dropout": keys.positive("hidden_dropout_prob"),
         "distinct_layers": groups,
         "embedding": {**spec["embedding"], "width": keys.count("embedding_size", default=128)},
+    }
+
+
+def electra(keys: Keys) -> Spec:
+    """ELECTRA: BERT with tables of another width and no pooler; its discriminator has one logit a token."""
+    own_heads: dict[str, Spec] = {"Model": _NO_LOGITS, "ForPreTraining": {**_NO_LOGITS, "pooler": True, "classes": 1}}
+    spec = _bert(keys, own_heads)
+    width = keys.count("embedding_size", default=128)
+    return {
+        **spec,
+        "embedding": {**spec["embedding"], "width": None if width == spec["hidden"] else width},
     }
 
 
@@ -81,8 +96,8 @@ def _encoder_head(keys: Keys, own: Mapping[str, Spec]) -> Spec:
         keys: of the file.
         own: heads of the family by the ending of the class; they come before the common ones.
     """
-    classes = _num_labels(keys)
-    heads = {
+    classes = num_labels(keys)
+    heads: dict[str, Spec] = {
         "Model": {**_NO_LOGITS, "pooler": True},
         "ForMaskedLM": _MASKED,
         "ForSequenceClassification": {**_NO_LOGITS, "pooler": True, "classes": classes},
@@ -90,29 +105,9 @@ def _encoder_head(keys: Keys, own: Mapping[str, Spec]) -> Spec:
         "ForQuestionAnswering": {**_NO_LOGITS, "classes": 2},
         **own,
     }
-    head = _head_of(keys, heads)
+    head = head_of(keys, heads)
     logits = head["language_model"]
     return {"output_head": head, "tied_embeddings": logits and keys.flag("tie_word_embeddings", default=True)}
-
-
-def _head_of(keys: Keys, heads: Mapping[str, Spec]) -> Spec:
-    """Returns the head by the ending of the class; without a class the first one."""
-    name = architecture(keys)
-    for ending, head in heads.items():
-        if not name or name.endswith(ending):
-            return head
-    why = "the class decides what stands behind the last layer"
-    mend = f"name a class that ends in {listed(list(heads))}"
-    keys.refuse("architectures", f"{shortened(name)} is not known for {keys.model_type}", why=why, mend=mend)
-    return next(iter(heads.values()))
-
-
-def _num_labels(keys: Keys) -> int:
-    """Returns the classes of a classifier: the entries of `id2label`; default: 2."""
-    labels = keys.root.child("id2label")
-    if labels is not None and isinstance(labels.value, Mapping) and labels.value:
-        return len(labels.value)
-    return keys.count("num_labels", default=2)
 
 
 def t5(keys: Keys, *, decoder_layers: int | None = None) -> Spec:
@@ -161,31 +156,4 @@ def switch_transformers(keys: Keys) -> Spec:
     }
     router = keys.flag("router_bias", default=False)
     present = [(layer + 1) % steps[1] == 0 for layer in range(spec["layers"])]
-    return mixture(
-        keys, {**spec, "biases": biases(router=router)}, experts, present, key="num_sparse_decoder_layers"
-    )
-
-
-def vit(keys: Keys) -> Spec:
-    """Vision transformer: patches of an image and a class token, norms before the blocks."""
-    classes = _num_labels(keys)
-    head = _head_of(keys, {"Model": {"pooler": True}, "ForImageClassification": {"classes": classes}})
-    return {
-        "layers": keys.layers("num_hidden_layers"),
-        "hidden": keys.count("hidden_size"),
-        "heads": keys.count("num_attention_heads"),
-        "ffn": keys.count("intermediate_size"),
-        "gated_mlp": False,
-        "attention": {"causal": False},
-        "norm": "layernorm",
-        "biases": biases(qkv=keys.flag("qkv_bias", default=True), output=True, mlp=True),
-        "dropout": keys.positive("hidden_dropout_prob"),
-        "positions": "learned",
-        "image": {
-            "size": keys.count("image_size", default=224),
-            "channels": keys.count("num_channels", default=3),
-            "patch": keys.count("patch_size", default=16),
-            "class_token": True,
-        },
-        "output_head": head,
-    }
+    return mixture(keys, {**spec, "biases": biases(router=router)}, experts, present, key="num_sparse_decoder_layers")

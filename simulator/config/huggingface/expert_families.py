@@ -6,7 +6,7 @@ Defaults are those of the configuration classes of the transformers library, ver
 from __future__ import annotations
 
 from simulator.config.huggingface.keys import Keys
-from simulator.config.huggingface.llama_families import llama, qwen_windows
+from simulator.config.huggingface.llama_families import llama
 from simulator.config.huggingface.parts import Spec, biases, causal_head, decoder, mixture, one_window, windows
 
 
@@ -23,19 +23,35 @@ def granitemoe(keys: Keys) -> Spec:
 def olmoe(keys: Keys) -> Spec:
     """OLMoE: as Mixtral, with norms over all heads of queries and of keys."""
     spec = {**llama(keys), "attention": {"qk_norm": "all_heads"}}
-    experts = {
-        "count": keys.count("num_experts", "num_local_experts", default=64),
-        "top_k": keys.count("num_experts_per_tok", default=8),
-        "ffn": spec["ffn"],
+    return _experts_everywhere(keys, spec, count=64, top_k=8)
+
+
+def phimoe(keys: Keys) -> Spec:
+    """Phi-3.5 MoE: as Mixtral, with LayerNorms and biases where the file says so."""
+    spec, bias = decoder(keys, tied=False), keys.flag("attention_bias", default=False)
+    logits = {"bias": keys.flag("lm_head_bias", default=False)}
+    spec |= {
+        "norm": "layernorm",
+        "attention": {"windows": one_window(keys)},
+        "biases": biases(qkv=bias, output=bias),
+        "output_head": spec.get("output_head", logits),
     }
-    return mixture(keys, spec, experts, [True] * spec["layers"], key="num_experts")
+    return _experts_everywhere(keys, spec, count=16)
 
 
-def _experts_everywhere(keys: Keys, spec: Spec) -> Spec:
+def minimax_m2(keys: Keys) -> Spec:
+    """MiniMax M2: as Mixtral, with norms over all heads and a correction bias in the router."""
+    spec = {**decoder(keys, tied=False), "attention": {"qk_norm": "all_heads"}}
+    return _experts_everywhere(keys, spec, count=256, top_k=8, router_bias=True)
+
+
+def _experts_everywhere(keys: Keys, spec: Spec, *, count: int = 8, top_k: int = 2, router_bias: bool = False) -> Spec:
+    """Experts of the width `intermediate_size` in every layer."""
     experts = {
-        "count": keys.count("num_local_experts", "num_experts", default=8),
-        "top_k": keys.count("num_experts_per_tok", default=2),
+        "count": keys.count("num_local_experts", "num_experts", default=count),
+        "top_k": keys.count("num_experts_per_tok", "experts_per_token", default=top_k),
         "ffn": spec["ffn"],
+        "router_bias": router_bias,
     }
     return mixture(keys, spec, experts, [True] * spec["layers"], key="num_local_experts")
 
@@ -49,12 +65,7 @@ def gpt_oss(keys: Keys) -> Spec:
         "attention": {"sinks": True, "windows": windows(keys, sliding, default=128)},
         "biases": biases(qkv=bias, output=bias, mlp=True, router=True),
     }
-    experts = {
-        "count": keys.count("num_local_experts", "num_experts", default=128),
-        "top_k": keys.count("num_experts_per_tok", "experts_per_token", default=4),
-        "ffn": spec["ffn"],
-    }
-    return mixture(keys, spec, experts, [True] * spec["layers"], key="num_local_experts")
+    return _experts_everywhere(keys, spec, count=128, top_k=4)
 
 
 def qwen2_moe(keys: Keys) -> Spec:
@@ -90,9 +101,7 @@ def _qwen_experts(keys: Keys, spec: Spec, shared: Spec, *, count: int, top_k: in
     step = keys.count("decoder_sparse_step", default=1)
     dense = set(keys.counts("mlp_only_layers"))
     num_experts = keys.count("num_experts", "num_local_experts", default=count, least=0)
-    present = [
-        num_experts > 0 and layer not in dense and (layer + 1) % step == 0 for layer in range(spec["layers"])
-    ]
+    present = [num_experts > 0 and layer not in dense and (layer + 1) % step == 0 for layer in range(spec["layers"])]
     experts = {
         "count": num_experts,
         "top_k": keys.count("num_experts_per_tok", default=top_k),
@@ -109,7 +118,10 @@ def deepseek_v2(keys: Keys) -> Spec:
 
 def deepseek_v3(keys: Keys) -> Spec:
     """DeepSeek-V3 and Kimi K2: as V2, with a correction bias in the router and layers that predict further tokens."""
-    return {**_deepseek(keys, router_bias=True), "mtp_layers": keys.count("num_nextn_predict_layers", default=0, least=0)}
+    return {
+        **_deepseek(keys, router_bias=True),
+        "mtp_layers": keys.count("num_nextn_predict_layers", default=0, least=0),
+    }
 
 
 def _deepseek(keys: Keys, *, router_bias: bool) -> Spec:
@@ -162,7 +174,9 @@ def glm4_moe(keys: Keys) -> Spec:
     }
     first = keys.count("first_k_dense_replace", default=1, least=0)
     experts = {**_shared_experts(keys), "router_bias": True}
-    return mixture(keys, spec, experts, [layer >= first for layer in range(spec["layers"])], key="first_k_dense_replace")
+    return mixture(
+        keys, spec, experts, [layer >= first for layer in range(spec["layers"])], key="first_k_dense_replace"
+    )
 
 
 def dbrx(keys: Keys) -> Spec:

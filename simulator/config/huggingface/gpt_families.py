@@ -58,7 +58,7 @@ def gpt_neo(keys: Keys) -> Spec:
 
 
 def gptj(keys: Keys) -> Spec:
-    """GPT-J: attention and MLP side by side behind one norm; biases on the MLP and the logits."""
+    """GPT-J and CodeGen: attention and MLP side by side behind one norm; biases on the MLP and the logits."""
     spec = gpt(keys, tied=False)
     return {
         **spec,

@@ -21,6 +21,37 @@ def smollm3(keys: Keys) -> Spec:
     return llama(keys, tied=True)
 
 
+def arcee(keys: Keys) -> Spec:
+    """Arcee: Llama with an MLP of two matrices (squared ReLU)."""
+    return {**llama(keys), "gated_mlp": False}
+
+
+def ernie4_5(keys: Keys) -> Spec:
+    """ERNIE 4.5: Llama with heads of 128 and a tied head; `use_bias` for all biases."""
+    return {**decoder(keys, tied=True, head_dim=128), "biases": keys.flag("use_bias", default=False)}
+
+
+def seed_oss(keys: Keys) -> Spec:
+    """Seed-OSS: Llama with heads of 128 and biases on queries, keys and values."""
+    qkv, mlp = keys.flag("attention_bias", default=True), keys.flag("mlp_bias", default=False)
+    return {
+        **decoder(keys, tied=False, head_dim=128),
+        "biases": biases(qkv=qkv, output=keys.flag("attention_out_bias", default=False), mlp=mlp),
+        "dropout": keys.positive("residual_dropout", default=0.1),
+    }
+
+
+def glm(keys: Keys) -> Spec:
+    """GLM-4 of 2024: Llama with heads of 128 and biases on queries, keys and values."""
+    bias = keys.flag("attention_bias", default=True)
+    return {**decoder(keys, tied=False, head_dim=128), "biases": biases(qkv=bias)}
+
+
+def glm4(keys: Keys) -> Spec:
+    """GLM-4 of 2025: the one of 2024 with norms around each block."""
+    return {**glm(keys), "norm_placement": "sandwich"}
+
+
 def nemotron(keys: Keys) -> Spec:
     """Nemotron: Llama with LayerNorms and an MLP of two matrices (squared ReLU)."""
     return {**llama(keys), "gated_mlp": False, "norm": "layernorm"}
@@ -138,7 +169,7 @@ GEMMA3_TEXT = {
     "num_key_value_heads": 4,
     "head_dim": 256,
 }
-"""What the library fills in where `text_config` leaves a size out, which published files do (class Gemma3TextConfig)."""
+"""What the library fills in where `text_config` leaves a size out, as published files do (class Gemma3TextConfig)."""
 
 
 def cohere(keys: Keys) -> Spec:
@@ -177,3 +208,12 @@ def olmo3(keys: Keys) -> Spec:
     spec = olmo2(keys)
     sliding = [(layer + 1) % 4 > 0 for layer in range(spec["layers"])]
     return {**spec, "attention": {"qk_norm": "all_heads", "windows": windows(keys, sliding, default=4096)}}
+
+
+def exaone4(keys: Keys) -> Spec:
+    """EXAONE 4: norms on the output of each block and on queries and keys, three layers of four in a window."""
+    spec = decoder(keys, tied=False)
+    full = keys.count("sliding_window_pattern", default=4)
+    sliding = [(layer + 1) % full > 0 for layer in range(spec["layers"])]
+    attention = {"qk_norm": "head", "windows": windows(keys, sliding, default=4096)}
+    return {**spec, "norm_placement": "output", "attention": attention}

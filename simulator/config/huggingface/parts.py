@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from simulator.config.huggingface.keys import Keys
-from simulator.config.wording import shortened
+from simulator.config.wording import listed, shortened
 from simulator.model.spec import ALL_LINEAR, Bias
 
 Spec = dict[str, Any]
@@ -60,7 +60,9 @@ def causal_head(keys: Keys) -> Spec:
     if name.endswith(OTHER_HEADS):
         ending = next(ending for ending in OTHER_HEADS if name.endswith(ending))
         mend = f'write "{name.removesuffix(ending)}ForCausalLM" for the head of a language model'
-        keys.refuse("architectures", f"{shortened(name)} is not known", why="a model file cannot say its head", mend=mend)
+        keys.refuse(
+            "architectures", f"{shortened(name)} is not known", why="a model file cannot say its head", mend=mend
+        )
     if name.endswith(HEADLESS_ENDING) and not name.endswith(LANGUAGE_MODEL_ENDINGS):
         return {"output_head": {"language_model": False}, "tied_embeddings": False}
     return {}
@@ -75,7 +77,7 @@ def biases(*, qkv: bool = False, output: bool = False, mlp: bool = False, router
     """Returns the linear layers that have a bias, in the shortest words."""
     given = {Bias.QKV: qkv, Bias.ATTENTION_OUTPUT: output, Bias.MLP: mlp, Bias.ROUTER: router}
     present = [bias for bias, has_bias in given.items() if has_bias]
-    return ALL_LINEAR == set(present) or (present or False)
+    return set(present) == ALL_LINEAR or (present or False)
 
 
 def one_window(keys: Keys, *, default: int | None = None) -> list[int | str]:
@@ -158,3 +160,23 @@ def mixture(keys: Keys, spec: Spec, experts: Spec, present: Sequence[bool], *, k
         "ffn": None if all(present) else spec["ffn"],
         "experts": {**experts, **expert_layers(keys, key, present)},
     }
+
+
+def head_of(keys: Keys, heads: Mapping[str, Spec]) -> Spec:
+    """Returns the head by the ending of the class; without a class the first one."""
+    name = architecture(keys)
+    for ending, head in heads.items():
+        if not name or name.endswith(ending):
+            return head
+    why = "the class decides what stands behind the last layer"
+    mend = f"name a class that ends in {listed(list(heads))}"
+    keys.refuse("architectures", f"{shortened(name)} is not known for {keys.model_type}", why=why, mend=mend)
+    return next(iter(heads.values()))
+
+
+def num_labels(keys: Keys) -> int:
+    """Returns the classes of a classifier: the entries of `id2label`; default: 2."""
+    labels = keys.root.child("id2label")
+    if labels is not None and isinstance(labels.value, Mapping) and labels.value:
+        return len(labels.value)
+    return keys.count("num_labels", default=2)

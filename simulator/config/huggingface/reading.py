@@ -45,6 +45,9 @@ _WRITTEN_AS: dict[str, tuple[str, ...]] = {
     "output_head": ("architectures",),
     "size": ("image_size",),
     "patch": ("patch_size",),
+    "blocks": ("depths",),
+    "width": ("embedding_size",),
+    "classes": ("num_labels", "id2label"),
 }
 """Keys of a config.json that a key of a model file may come from, for the line of a message."""
 
@@ -90,17 +93,19 @@ def read_config(path: Path, *, shown: str | None = None) -> Node:
             _refuse_family(keys, model_type)
         raise ScenarioError([*doubled, *keys.problems])
     spec = family(keys)
-    if doubled or keys.problems:
-        told = dict.fromkeys([*doubled, *keys.problems])
-        raise ScenarioError(sorted(told, key=lambda each: (each.line, each.column)))
+    told: list[Problem] = list(dict.fromkeys([*doubled, *keys.problems]))
+    if told:
+        told.sort(key=lambda each: (each.line, each.column))
+        raise ScenarioError(told)
     about = {"name": _model_name(path), "source": f"{path.name} of the model_type {keys.model_type}"}
     return _tree({**about, **_shortest(spec)}, root, root.place)
 
 
 def _shortest(spec: Spec) -> Spec:
     """Returns the keys without head sizes that are the defaults of a model file."""
-    same = {"kv_heads": spec.get("kv_heads") == spec["heads"]}
-    same["head_dim"] = (spec.get("head_dim") or 0) * spec["heads"] == spec["hidden"]
+    heads = spec.get("heads", 0)
+    same = {"kv_heads": spec.get("kv_heads") == heads}
+    same["head_dim"] = (spec.get("head_dim") or 0) * heads == spec["hidden"]
     return {key: value for key, value in spec.items() if not same.get(key)}
 
 
