@@ -21,6 +21,7 @@ from simulator.model.decoder import build_model
 from simulator.model.spec import Bias, ModelSpec, Norm, NormPlacement, ParallelBlocks, Positions, QKNorm
 from tests.config.files import CLUSTER, MODEL, SCENARIO, indented, write
 from tests.hf.record_counts import CONFIGS, COUNTS, configs
+from tests.model.architectures import built_in
 
 CASES = configs()
 SEQUENCE_LENGTH = 8  # changes no count
@@ -81,6 +82,45 @@ def test_imported_parameters_are_those_of_the_library(tmp_path: Path, name: str)
 )
 def test_published_counts(name: str, total: int) -> None:
     assert num_parameters(published(name)) == total
+
+
+BUILT_IN = {  # published config: the built-in model, which was written from other sources
+    "bloom": "bloom-176b",
+    "falcon-7b": "falcon-7b",
+    "falcon-40b": "falcon-40b",
+    "falcon-180b": "falcon-180b",
+    "gemma-2-9b": "gemma2-9b",
+    "gemma-3-4b": "gemma3-4b",
+    "gpt-j-6b": "gpt-j-6b",
+    "gpt-neox-20b": "gpt-neox-20b",
+    "gpt-oss-120b": "gpt-oss-120b",
+    "gpt2": "gpt2-small",
+    "deepseek-v2-lite": "deepseek-v2-lite",
+    "kimi-k2": "kimi-k2",
+    "llama-3.1-8b": "llama3.1-8b",
+    "mistral-7b-v0.1": "mistral-7b",
+    "mixtral-8x7b": "mixtral-8x7b",
+    "opt-66b": "opt-66b",
+    "qwen2.5-7b": "qwen2.5-7b",
+    "qwen3-30b-a3b": "qwen3-30b-a3b",
+    "resnet-50": "resnet50",
+    "switch-c-2048": "switch-c",
+    "t5-11b": "t5-11b",
+    "vit-large-patch16-224": "vit-l16",
+}
+
+
+@pytest.mark.parametrize(("name", "other"), BUILT_IN.items())
+def test_imported_model_is_the_built_in_one(name: str, other: str) -> None:
+    told_otherwise = {"name", "description", "source", "nominal_parameters", "head_dim", "kv_heads", "biases"}
+    specs = (published(name), built_in(other))
+    mine, theirs = (spec.model_dump(exclude=told_otherwise) for spec in specs)
+    assert mine == theirs
+    mine, theirs = (
+        {"head_size": spec.head_size, "groups": spec.key_value_heads, "biases": [spec.has_bias(each) for each in Bias]}
+        for spec in specs
+    )
+    assert mine == theirs
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -211,6 +251,9 @@ def test_name_is_that_of_the_file_or_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "Llama-X").mkdir()
     assert imported(tmp_path / "Llama-X", CASES["llama-defaults"]).name == "Llama-X"
     assert imported(tmp_path, CASES["llama-defaults"], "my.model.json").name == "my.model"
+    cached = tmp_path / "models--owner--Llama-Y" / "snapshots" / "0123abc"
+    cached.mkdir(parents=True)
+    assert imported(cached, CASES["llama-defaults"]).name == "Llama-Y"
 
 
 @pytest.mark.parametrize(

@@ -143,9 +143,13 @@ def _refuse_family(keys: Keys, node: Node | None) -> None:
 
 
 def _model_name(path: Path) -> str:
-    """Returns the name of the file, of its folder if every model's file is called so."""
-    folder = path.resolve().parent.name
-    return folder if path.stem == "config" and folder else path.stem
+    """Returns the name of the file; of its folder, or of the model in the library's cache, if it is `config.json`."""
+    folder = path.resolve().parent
+    if path.stem != "config" or not folder.name:
+        return path.stem
+    if folder.parent.name == "snapshots":  # models--OWNER--NAME/snapshots/COMMIT
+        return folder.parent.parent.name.rpartition("--")[2] or folder.name
+    return folder.name
 
 
 def _tree(value: Any, root: Node, place: Place) -> Node:
