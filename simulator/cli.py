@@ -1,4 +1,4 @@
-"""The command line: `shardsim run`, `compare`, `list`, `show`, `schema`.
+"""The command line: `shardsim run`, `compare`, `list`, `show`, `schema`, `import`.
 
 Only typer is loaded at import; what a command needs is loaded inside it, so that `--help` answers at once.
 """
@@ -214,6 +214,24 @@ def schema(kind: Annotated[Schema, typer.Argument(help="The kind of file.")] = S
         from simulator.config.schema import SchemaKind, json_schema
 
         typer.echo(_json_text(json_schema(SchemaKind(kind.value))), nl=False)
+
+
+@app.command(name="import")
+def import_config(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A Hugging Face config.json.")],
+    output: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="Write the model file there; - is stdout.")
+    ] = "-",
+) -> None:
+    """Turn a Hugging Face config.json into a model file. A scenario can also name the config.json itself."""
+    with _exits():
+        _checked_files({"--output": output}, [file])
+        from pathlib import Path
+
+        from simulator.config.huggingface.reading import imported_model
+        from simulator.config.model_file import model_yaml
+
+        _write_text("--output", output, model_yaml(imported_model(Path(file))))
 
 
 def _kind(text: str) -> Listed:

@@ -31,7 +31,7 @@ def read_document(path: Path, *, shown: str | None = None) -> tuple[Node, list[P
         ScenarioError: the file cannot be read, is not YAML, or its top level is not a mapping.
     """
     name = str(path) if shown is None else shown
-    node, problems = parse_document(_read_text(path, name), name)
+    node, problems = parse_document(read_text(path, name), name)
     if not isinstance(node.value, Mapping):
         kind = "a list" if isinstance(node.value, tuple) else f"the text {shortened(str(node.value))!r}"
         refusal = node.place.problem(
@@ -79,7 +79,16 @@ def parse_document(text: str, name: str) -> tuple[Node, list[Problem]]:
     return builder.root, builder.problems
 
 
-def _read_text(path: Path, name: str) -> str:
+def read_text(path: Path, name: str) -> str:
+    """Returns the text of a file.
+
+    Args:
+        path: the file.
+        name: its name in messages.
+
+    Raises:
+        ScenarioError: the file cannot be read, is too large or not UTF-8.
+    """
     place = Place(file=name)
     try:
         if path.is_dir():

@@ -10,6 +10,7 @@ from typing import Any
 
 from simulator.config.document import read_document
 from simulator.config.form import check_form, place_of, placed
+from simulator.config.huggingface.reading import is_config, read_config
 from simulator.config.library import FILE_ENDINGS, Kind, builtin_path, looks_like_path, shown_path, suggestion
 from simulator.config.overrides import Override, apply_override, command_line_overrides, variant_overrides
 from simulator.config.scenario_form import Origin, Scenario, ScenarioForm
@@ -187,7 +188,10 @@ def _resolved(root: Node, key: str, kind: Kind, folder: Path) -> tuple[Node, lis
     if isinstance(found, Violation):
         return root, [placed(found, place)], False
     try:
-        node, problems = read_document(found, shown=shown_path(found))
+        if kind is Kind.MODELS and is_config(found):
+            node, problems = read_config(found, shown=shown_path(found)), list[Problem]()
+        else:
+            node, problems = read_document(found, shown=shown_path(found))
     except ScenarioError as error:
         return root, [each for each in error.problems if isinstance(each, Problem)], False
     entries = {**root.value, key: Entry(key_place=entry.key_place, node=node)}
@@ -199,10 +203,8 @@ def _referenced(text: str, kind: Kind, folder: Path) -> Path | Violation:
     built_in = builtin_path(kind, text)
     if built_in is not None:
         return built_in
-    why = f"{key} is a built-in name, the path of a YAML file, or the {key} itself as a mapping"
-    if text.endswith(".json") and kind is Kind.MODELS:
-        problem = f"{shortened(text)} looks like a Hugging Face config.json, which is not read yet"
-        return Violation(path=key, problem=problem, why=why, mend="write its figures into a model YAML file")
+    files = "a YAML file or a Hugging Face config.json" if kind is Kind.MODELS else "a YAML file"
+    why = f"{key} is a built-in name, the path of {files}, or the {key} itself as a mapping"
     for candidate in (folder / text, Path(text)):
         if _exists(candidate) and not (candidate.is_dir() and not looks_like_path(text)):
             return candidate

@@ -28,7 +28,9 @@ class ScenarioForm(BaseModel):
 
     name: str = Field(min_length=1, max_length=200, description="Name shown in reports.")
     description: str = Field("", description="Free text.")
-    model: ModelSpec = Field(description="Built-in name, path of a model YAML, or the model itself.")
+    model: ModelSpec = Field(
+        description="Built-in name, path of a model YAML or a Hugging Face config.json, or the model itself."
+    )
     cluster: ClusterSpec = Field(description="Built-in name, path of a cluster YAML, or the cluster itself.")
     devices: Annotated[int, Field(ge=1, le=MAX_DEVICES)] | None = Field(
         None, description="Accelerators that the job uses; default: all of the cluster."

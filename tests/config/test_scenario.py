@@ -132,8 +132,8 @@ def test_problems_of_other_files_have_their_name_and_lines(tmp_path: Path, monke
         ),
         (
             "config.json",
-            "config.json looks like a Hugging Face config.json, which is not read yet",
-            "write its figures into a model YAML file",
+            "there is no file config.json, neither beside the scenario nor in the working directory",
+            "write the path of a YAML file, or one of ",
         ),
     ],
 )
