@@ -28,11 +28,18 @@ class Accelerator:
     num_multiprocessors: int | None
     power_w: float | None
     host_bandwidth_bytes_per_s: float
-    """Per device, per direction."""
+    """Nominal, per device, per direction."""
+    host_efficiency: float
+    """Share of it that large copies reach."""
     kernels: str
     """Whose calibrated kernel coefficients hold."""
     compute: Mapping[str, float]
     """Coefficients that replace those of `kernels`."""
+
+    @property
+    def reached_host_bandwidth_bytes_per_s(self) -> float:
+        """Bandwidth of large copies between device and host, per device, per direction."""
+        return self.host_bandwidth_bytes_per_s * self.host_efficiency
 
     def ridge_flops_per_byte(self, dtype: str) -> float:
         """Returns peak over memory bandwidth: operators with fewer FLOPs a byte are bound by memory.
@@ -48,6 +55,8 @@ class Host:
 
     memory_bytes: int | None
     """Per node."""
+    memory_bandwidth_bytes_per_s: float | None
+    """Per node, all sockets, nominal."""
     nvme_bytes: int | None
     """Per node."""
     nvme_bandwidth_bytes_per_s: float | None
@@ -217,6 +226,7 @@ def _accelerator(spec: AcceleratorSpec) -> Accelerator:
         num_multiprocessors=None if spec.multiprocessors is None else spec.multiprocessors.value,
         power_w=None if spec.power is None else spec.power.value,
         host_bandwidth_bytes_per_s=spec.host_bandwidth.value,
+        host_efficiency=spec.host_efficiency.value,
         kernels=spec.kernels,
         compute={name: figure.value for name, figure in spec.compute.items()},
     )
@@ -225,6 +235,7 @@ def _accelerator(spec: AcceleratorSpec) -> Accelerator:
 def _host(spec: HostSpec) -> Host:
     return Host(
         memory_bytes=None if spec.memory is None else spec.memory.value,
+        memory_bandwidth_bytes_per_s=None if spec.memory_bandwidth is None else spec.memory_bandwidth.value,
         nvme_bytes=None if spec.nvme is None else spec.nvme.value,
         nvme_bandwidth_bytes_per_s=None if spec.nvme_bandwidth is None else spec.nvme_bandwidth.value,
         power_w=None if spec.power is None else spec.power.value,

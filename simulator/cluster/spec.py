@@ -52,7 +52,10 @@ class PeakDtype(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
     FP8 = "fp8"
-    FP4 = "fp4"
+    MXFP8 = "mxfp8"
+    """8-bit floats with a scale for each 32 elements, in the matrix units themselves."""
+    NVFP4 = "nvfp4"
+    """4-bit floats with a scale for each 16 elements."""
 
 
 class Section(BaseModel):
@@ -82,6 +85,8 @@ class AcceleratorSpec(Section):
     """Rated power of one device."""
     host_bandwidth: BandwidthFigure
     """Link between device and host memory, per direction."""
+    host_efficiency: ShareFigure = ShareFigure(value=1.0, source="default: nominal")
+    """Share of the nominal link rate that large copies reach."""
     kernels: Name
     """Whose calibrated kernel coefficients to use (`docs/compute-model.md`), for example h100-sxm-80gb."""
     compute: dict[str, CoefficientFigure] = {}
@@ -101,6 +106,8 @@ class HostSpec(Section):
 
     memory: BytesFigure | None = None
     """Host memory, per node."""
+    memory_bandwidth: BandwidthFigure | None = None
+    """Nominal bandwidth of host memory, all sockets together, per node; needed to update on the host."""
     nvme: BytesFigure | None = None
     """Local NVMe capacity, per node."""
     nvme_bandwidth: BandwidthFigure | None = None

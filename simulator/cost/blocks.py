@@ -30,7 +30,10 @@ from simulator.model.operators import AttentionCore, Convolution, ExpertMatMul, 
 from simulator.model.tensors import Axes, TensorAxis, Tokens
 from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.degrees import Degrees, Int
+from simulator.parallel.formats import activation_format, base_format
 from simulator.parallel.layout import ContextMethod
+from simulator.parallel.lora import BaseType
+from simulator.parallel.precision import Dtype, Scaling
 from simulator.parallel.sharding import (
     Workload,
     activation_bytes,
@@ -39,7 +42,7 @@ from simulator.parallel.sharding import (
     local_size,
     local_tokens,
 )
-from simulator.parallel.training import Dtype
+from simulator.parallel.training import Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,23 +120,26 @@ class Pricing:
     """Dropout inside unfused attention."""
     sustained: float
     """Sustained over modelled compute rate."""
+    training: Training
+    """The recipe: types of what is stored and sent."""
 
 
 def accelerator_kernels(accelerator: Accelerator, compute: Dtype) -> KernelModel:
     """Returns the kernel model of an accelerator computing in a type.
 
     Coefficients are those of the accelerator's name; peak and memory bandwidth are those of the cluster profile, so
-    that a user may change them. fp16 takes the coefficients of bf16, fp32 and tf32 too with their own peak and size.
+    that a user may change them. fp16 takes the coefficients of bf16, fp32 and tf32 too with their own peak and size;
+    mxfp8 and nvfp4 those of fp8 (no measured tables: an assumption). Attention computes in bf16 beside all of them.
 
     Raises:
         ScenarioError: there are no coefficients for the accelerator (`coefficient_violations` tells beforehand).
     """
     coefficients = kernel_coefficients(accelerator.kernels)
     has_fp8 = NumberFormat.FP8 in coefficients.formats
-    number_format = NumberFormat.FP8 if compute is Dtype.FP8 and has_fp8 else NumberFormat.BF16
+    number_format = NumberFormat.FP8 if compute.is_quantised and has_fp8 else NumberFormat.BF16
     model = kernel_model(coefficients, number_format=number_format)
     peaks = accelerator.peak_flops_per_s
-    attention_type = Dtype.BF16 if compute is Dtype.FP8 else compute
+    attention_type = Dtype.BF16 if compute.is_quantised else compute
     replaced: dict[str, Any] = dict(accelerator.compute)
     return replace(
         model,
@@ -141,7 +147,7 @@ def accelerator_kernels(accelerator: Accelerator, compute: Dtype) -> KernelModel
         peak_flops_per_s=peaks[compute],
         memory_bytes_per_s=accelerator.memory_bandwidth_bytes_per_s,
         multiprocessors=accelerator.num_multiprocessors or 0,
-        input_bytes=float(compute.bytes),
+        input_bytes=activation_format(compute, Scaling.TENSOR).bytes_per_element,
         attention_peak_flops_per_s=peaks[attention_type],
     )
 
@@ -218,7 +224,7 @@ def _price(operators: Iterable[Operator], pricing: Pricing) -> ComputeTime:
 
 def _fuses_with(operator: Operator) -> object:
     """Linear layers of the same input run as one GEMM (Q, K and V; gate and up)."""
-    return (operator.tokens, operator.inputs) if isinstance(operator, MatMul) else id(operator)
+    return (operator.tokens, operator.inputs, operator.frozen) if isinstance(operator, MatMul) else id(operator)
 
 
 def _price_run(run: tuple[Operator, ...], pricing: Pricing) -> ComputeTime:
@@ -226,9 +232,9 @@ def _price_run(run: tuple[Operator, ...], pricing: Pricing) -> ComputeTime:
     match first:
         case MatMul():
             outputs = sum(_features(item.outputs, pricing) for item in run if isinstance(item, MatMul))
-            return _matmul(first, outputs, pricing)
+            return _matmul(first, outputs, pricing) + _restoring(run, pricing)
         case ExpertMatMul():
-            return _expert_matmul(first, pricing)
+            return _expert_matmul(first, pricing) + _restoring(run, pricing)
         case AttentionCore():
             return _attention(first, pricing)
         case Convolution():
@@ -251,8 +257,23 @@ def _matmul(operator: MatMul, outputs: Int, pricing: Pricing) -> ComputeTime:
     return ComputeTime(
         forward_s=float(gemm_time_s(kernels, m=tokens, n=outputs, k=inputs)) * scale,
         input_s=float(gemm_time_s(kernels, m=tokens, n=inputs, k=outputs)) * scale,
-        weight_s=float(gemm_time_s(kernels, m=inputs, n=outputs, k=tokens)) * scale,
+        weight_s=0.0 if operator.frozen else float(gemm_time_s(kernels, m=inputs, n=outputs, k=tokens)) * scale,
     )
+
+
+def _restoring(run: tuple[Operator, ...], pricing: Pricing) -> ComputeTime:
+    """Making 16-bit weights of quantised frozen ones, once for each pass: read as stored, written in 16 bit.
+
+    Source: Dettmers 2023 (QLoRA), equation 5.
+    """
+    lora = pricing.training.lora
+    matrices = [weight for operator in run if operator.frozen for weight in operator.weights if weight.is_matrix]
+    if lora is None or lora.base is BaseType.BF16 or not matrices:
+        return NOTHING
+    count = sum(_features(weight.axes, pricing) for weight in matrices)
+    moved = count * (base_format(lora).bytes_per_element + Dtype.BF16.bytes)
+    seconds = float(elementwise_time_s(pricing.kernels, moved))
+    return ComputeTime(forward_s=seconds, input_s=seconds)
 
 
 def _expert_matmul(operator: ExpertMatMul, pricing: Pricing) -> ComputeTime:
@@ -268,7 +289,7 @@ def _expert_matmul(operator: ExpertMatMul, pricing: Pricing) -> ComputeTime:
     return ComputeTime(
         forward_s=time_s(rows, outputs, inputs),
         input_s=time_s(rows, inputs, outputs),
-        weight_s=time_s(inputs, outputs, rows),
+        weight_s=0.0 if operator.frozen else time_s(inputs, outputs, rows),
     )
 
 

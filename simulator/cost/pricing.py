@@ -6,20 +6,17 @@ from dataclasses import dataclass, replace
 
 from simulator.cost.blocks import BlockCost, Pricing, accelerator_kernels, half_recompute_s, price_block
 from simulator.cost.collectives import Port, ports_of
-from simulator.cost.kernels import elementwise_time_s, gemm_time_s
+from simulator.cost.offload import HostResource, host_bytes_per_s
 from simulator.cost.shares import LayerShare, StageShare, share_stages
 from simulator.cost.stage_memory import MemoryRules
-from simulator.cost.states import Matrix, is_orthogonalised, matrix_of, shard_group_of, updated_elements
+from simulator.cost.update import update_time_s
 from simulator.model.layers import Layer, LayerKind, Model
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.sharding import Workload, workload_of_layer
 from simulator.parallel.stages import Stage
-from simulator.parallel.training import Dtype, Optimizer, Recompute, Training
-
-NEWTON_SCHULZ_ROUNDS = 5
-"""Rounds of Muon's orthogonalisation (E7.1)."""
+from simulator.parallel.training import Dtype, Recompute, Training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +44,6 @@ class LayerCost:
     def expert_parameters(self) -> int:
         """Trained parameters reduced over the experts' own group."""
         return int(self.share.expert_parameters)
-
-    @property
-    def shared_parameters(self) -> int:
-        """Parameters of another layer of the same rank that it uses too."""
-        return int(self.share.shared_parameters)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +77,8 @@ class StageCosts:
     """Payload of each all-reduce of a vocabulary-parallel loss (E3.10)."""
     memory: MemoryRules
     """What the passes of a stage do to memory."""
+    host_bytes_per_s: dict[HostResource, float]
+    """Share of a rank in each resource of its host; empty if nothing is offloaded."""
 
 
 def workload_of(model: Model, layout: Layout, training: Training, assumptions: Assumptions) -> Workload:
@@ -99,6 +93,7 @@ def workload_of(model: Model, layout: Layout, training: Training, assumptions: A
         vocab_padding=assumptions.vocab_padding,
         compute=training.types.compute,
         ulysses=layout.cp_method is ContextMethod.ULYSSES,
+        scaling=training.types.scaling,
     )
 
 
@@ -121,6 +116,7 @@ def price_stages(
         context_method=layout.cp_method,
         dropout=model.spec.dropout,
         sustained=assumptions.sustained_compute,
+        training=training,
     )
     shares = share_stages(model, stages, degrees, training, vocab_padding=pricing.workload.vocab_padding)
     rules = MemoryRules(
@@ -151,7 +147,7 @@ def price_stages(
                     LayerCost(share=held, blocks=blocks[held.layer], half_recompute_s=halves.get(held.layer, 0.0))
                     for held in share.layers
                 ),
-                optimizer_s=_optimizer_time_s(share, pricing, training),
+                optimizer_s=update_time_s(share.stage.weights, pricing, training),
             )
         priced.append(replace(by_key[key], share=share))
     tokens = training.sequence_length * training.micro_batch
@@ -161,34 +157,7 @@ def price_stages(
         boundary_bytes=int(rules.boundary_bytes(shares[0])),
         loss_bytes=Dtype.FP32.bytes * tokens // degrees.cp,
         memory=rules,
+        host_bytes_per_s=host_bytes_per_s(mesh.cluster, ranks_per_node=min(mesh.cluster.node_size, degrees.devices))
+        if training.offload.used
+        else {},
     )
-
-
-def _optimizer_time_s(share: StageShare, pricing: Pricing, training: Training) -> float:
-    """Seconds of the gradient norm and the update on one rank (E7.1, E7.2).
-
-    Bytes: states read and written, gradient read twice (norm and update), weight written: 30 a parameter for Adam in
-    mixed precision, and 4 for the norm. Muon adds its rounds of Newton-Schulz, shared over the shard group.
-    """
-    degrees, padding = pricing.degrees, pricing.workload.vocab_padding
-    updated = 0
-    seconds = 0.0
-    for weight in share.stage.weights:
-        if weight.trained:
-            updated += updated_elements(weight, degrees, vocab_padding=padding)
-            if training.optimizer is Optimizer.MUON and is_orthogonalised(weight):
-                ranks = shard_group_of(weight, degrees) if degrees.zero >= 1 else 1
-                seconds += _newton_schulz_s(matrix_of(weight, degrees, vocab_padding=padding), pricing) / ranks
-    types = training.types
-    moved = 2 * share.states.optimizer + updated * (2 * types.gradients.bytes + types.parameters.bytes)
-    return seconds + float(elementwise_time_s(pricing.kernels, moved))
-
-
-def _newton_schulz_s(matrix: Matrix, pricing: Pricing) -> float:
-    """Seconds of five rounds on one weight: X·X^T, its square, and one product, 2·(2·r²·c + r³) FLOPs (E7.1)."""
-    short, long = min(matrix.rows, matrix.columns), max(matrix.rows, matrix.columns)
-    kernels = pricing.kernels
-    square = gemm_time_s(kernels, m=short, n=short, k=long, count=matrix.count)
-    cube = gemm_time_s(kernels, m=short, n=short, k=short, count=matrix.count)
-    product = gemm_time_s(kernels, m=short, n=long, k=short, count=matrix.count)
-    return NEWTON_SCHULZ_ROUNDS * float(square + cube + product)

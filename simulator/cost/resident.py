@@ -96,11 +96,11 @@ def _weight_shapes(layer: Layer, rules: MemoryRules) -> Iterable[tuple[Int, Int]
     degrees, padding = rules.degrees, rules.workload.vocab_padding
     for _, run in groupby(layer.operators, key=_fuses_with):
         linear = [operator for operator in run if isinstance(operator, MatMul | ExpertMatMul)]
-        if linear and not any(axis is TensorAxis.ROUTER for axis, _ in linear[0].outputs):
+        if linear and not linear[0].frozen and not any(axis is TensorAxis.ROUTER for axis, _ in linear[0].outputs):
             inputs = local_elements(linear[0].inputs, degrees, vocab_padding=padding)
             outputs = sum(local_elements(operator.outputs, degrees, vocab_padding=padding) for operator in linear)
             yield inputs, outputs
 
 
 def _fuses_with(operator: Operator) -> object:
-    return (operator.tokens, operator.inputs) if isinstance(operator, MatMul) else id(operator)
+    return (operator.tokens, operator.inputs, operator.frozen) if isinstance(operator, MatMul) else id(operator)

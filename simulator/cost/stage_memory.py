@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from simulator.cost.liveness import LayerTapes, Splits, WeightGradients, layer_tapes
-from simulator.cost.memory import Memory, Swing, given_back, measured, released, taken
+from simulator.cost.memory import Held, Memory, Swing, given_back, measured, released, taken
 from simulator.cost.shares import LayerShare, StageShare
 from simulator.model.layers import LayerKind
 from simulator.parallel.assumptions import Assumptions, GradientReduction
@@ -119,17 +119,11 @@ class MemoryRules:
         return self.zero < 2 or when is GradientReduction.LAST_MICROBATCH
 
     @property
-    def gathered_element_bytes(self) -> int:
-        """Bytes of a gathered parameter: under zero 3 cast to the compute type before it travels (FSDP, E3.1)."""
-        types = self.training.types
-        if self.zero < 3:
-            return types.parameters.bytes
-        return min(types.parameters.bytes, activation_bytes(types.compute))
-
-    @property
     def weight_gradient_bytes(self) -> int:
         """Bytes of an element of a weight's gradient as autograd makes it: of the type that the weight computes in."""
-        return min(self.training.types.parameters.bytes, activation_bytes(self.training.types.compute))
+        types = self.training.types
+        activation = activation_bytes(types.compute)
+        return activation if types.parameters.is_quantised else min(types.parameters.bytes, activation)
 
     @property
     def kept_gradient_bytes(self) -> int:
@@ -152,6 +146,7 @@ class MemoryRules:
         """
         order = range(len(share.layers))
         opening, closing = share.layers[0].layer, share.layers[-1].layer
+        offloaded = self.offloaded_layers(share)
         layers = {}
         for position in order:
             before: tuple[At, ...] = ()
@@ -166,7 +161,13 @@ class MemoryRules:
                     after = (self._gathered(share, position, given_back),)
                 if position == order[-1]:
                     after += (self._buffer(share, position, given_back),)
-            layers[position] = LayerMemory(before=before, during=self._during(share, position), after=after)
+            if position - 1 in offloaded:
+                after += (self._outside(share, position - 1, -1),)
+            layers[position] = LayerMemory(
+                before=before + self._restored(share, position, taken),
+                during=self._during(share, position),
+                after=self._restored(share, position, given_back) + after,
+            )
         received = taken(STAGE_INPUT, Memory.ACTIVATIONS, tensor_bytes(opening.input, self.workload, self.degrees))
         sent: tuple[At, ...] = ()
         if closing.kind is not LayerKind.HEAD and not keeps_output:
@@ -186,6 +187,7 @@ class MemoryRules:
         order = range(len(share.layers) - 1, -1, -1)
         buckets = self.buckets(share, backward=True) if last and self.frees_gradients_in_buckets else []
         ends_of_buckets = {bucket[-1]: number for number, bucket in enumerate(buckets)}
+        offloaded = self.offloaded_layers(share)
         layers = {}
         reducing: tuple[At, ...] = ()
         issued: set[int] = set()
@@ -217,8 +219,13 @@ class MemoryRules:
             elif ends_of_buckets.get(position):
                 done = buckets[ends_of_buckets[position] - 1]
                 after += tuple(self._unsharded(share, number) for number in done)
-            during = self._during(share, position, begins=first or not self.reduces_once)
-            layers[position] = LayerMemory(before=before, during=during, after=after)
+            if position - 1 in offloaded:
+                before += (self._outside(share, position - 1, 1),)
+            layers[position] = LayerMemory(
+                before=before + self._restored(share, position, taken),
+                during=self._during(share, position, begins=first or not self.reduces_once),
+                after=self._restored(share, position, given_back) + after,
+            )
         end = [*reducing]
         if share.layers[0].layer.kind is not LayerKind.EMBEDDING:
             end.append(_stage(given_back(f"gradient of {STAGE_INPUT}", Memory.TEMPORARY, edge)))
@@ -343,18 +350,57 @@ class MemoryRules:
         return At(swing=change(SHARDED_GRADIENTS, Memory.GRADIENTS, size), place=position)
 
     def _gathered(self, share: StageShare, position: int, change: Change) -> At:
-        size = self._gathered_bytes(share.layers[position])
+        """The parameters of a layer while it runs: gathered, or fetched whole, and quantised for this pass."""
+        layer = share.layers[position]
+        alone = layer.fetched_bytes * (self.degrees.shard_group == 1)
+        size = self._gathered_bytes(layer) + layer.quantised_bytes + alone
         return At(swing=change("gathered parameters", Memory.TEMPORARY, size), place=position)
 
     def _buffer(self, share: StageShare, position: int, change: Change) -> At:
-        size = self._gathered_bytes(share.layers[position])
+        """The output of an all-gather, and its input where that has been fetched from the host."""
+        layer = share.layers[position]
+        size = self._gathered_bytes(layer) + layer.fetched_bytes * (self.degrees.shard_group > 1)
         return At(swing=change(ALL_GATHER_BUFFER, Memory.TEMPORARY, size), place=position)
+
+    def _restored(self, share: StageShare, position: int, change: Change) -> tuple[At, ...]:
+        """The 16-bit copy of a quantised frozen weight."""
+        size = share.layers[position].restored_bytes
+        if not np.any(size):
+            return ()
+        return (At(swing=change("restored weight", Memory.TEMPORARY, size), place=position),)
+
+    def offloaded_layers(self, share: StageShare) -> range:
+        """Returns the positions of the layers whose kept activations leave the device between their passes.
+
+        The transformer layers of a stage but its last, whose backward comes next (Megatron-LM, Transformer Engine).
+        """
+        if self.training.offload.activations == "none":
+            return range(0)
+        kinds = [layer.layer.kind for layer in share.layers]
+        inner = [at for at, kind in enumerate(kinds) if kind not in (LayerKind.EMBEDDING, LayerKind.HEAD)]
+        return range(inner[0], inner[-1]) if inner else range(0)
+
+    def offloaded_bytes(self, share: StageShare, position: int) -> Int:
+        """Returns the bytes of a layer's kept activations: its input alone where it is recomputed in full."""
+        return sum(tensor.bytes for tensor in self._outside(share, position, 1).swing.held)
+
+    def _outside(self, share: StageShare, position: int, sign: int) -> At:
+        """Kept activations of a layer leave the device (-1) or come back (1)."""
+        held = tuple(
+            Held(
+                name=tensor.name,
+                operator="",
+                category=Memory.ACTIVATIONS,
+                bytes=tensor_bytes(tensor, self.workload, self.degrees),
+            )
+            for tensor in self.tapes(share, position).kept
+        )
+        return At(swing=Swing(held=held, events=tuple((number, sign) for number in range(len(held)))), place=position)
 
     def _gathered_bytes(self, layer: LayerShare) -> Int:
         """The gathered parameters of a layer, as far as they are sharded at all (E3.3)."""
-        dense = (layer.dense_parameters + layer.shared_parameters) * (self.degrees.shard_group > 1)
-        expert = layer.expert_parameters * (self.degrees.expert_shard_group > 1)
-        return self.gathered_element_bytes * (dense + expert)
+        dense = layer.dense_gathered_bytes * (self.degrees.shard_group > 1)
+        return dense + layer.expert_gathered_bytes * (self.degrees.expert_shard_group > 1)
 
     def _reduce_input(self, share: StageShare, position: int, change: Change) -> At:
         """The copy of a layer's gradients that is reduced, in the type of the network (E3.3)."""

@@ -250,6 +250,30 @@ class RoutineBuilder:
             records=records,
         )
 
+    def aside(
+        self,
+        name: str,
+        *,
+        stream: str,
+        category: Category,
+        demands: tuple[Demand, ...],
+        waits: tuple[int, ...] = (),
+        records: int | None = None,
+    ) -> None:
+        """Adds a task of the rank alone on a stream of its own: nothing that the books of the network know."""
+        self.cut()
+        self.tasks.append(
+            Task(
+                name=name,
+                stream=self.registry.streams.number(stream),
+                category=CATEGORIES.index(category),
+                duration_ps=0,
+                demands=demands,
+                waits=waits,
+                records=records,
+            )
+        )
+
     def done(self, chunk: int | None = None) -> WrittenRoutine:
         """Returns the routine; `chunk`: the stage that it works on, by its number on the rank."""
         self.cut()

@@ -9,6 +9,7 @@ from simulator.cost.collectives import Collective
 from simulator.cost.pricing import LayerCost, StageCost
 from simulator.cost.stage_memory import MemoryRules
 from simulator.lowering.builder import Category, Exchange, RoutineBuilder
+from simulator.lowering.offload import HostLowering
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.mesh import Group
 from simulator.parallel.training import Training
@@ -39,12 +40,14 @@ class DataLowering:
         """Whether gradients are reduced after the last microbatch only; else after every one."""
         return self.memory.reduces_once
 
-    def gathers(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
-        """Returns the all-gathers of so many parameters of a rank (counted unsharded)."""
-        size = self.memory.gathered_element_bytes
-        wanted = ((Group.SHARD, dense), (Group.EXPERT_SHARD, expert))
+    def gathers(self, layers: Sequence[LayerCost]) -> list[tuple[Exchange, Group]]:
+        """Returns the all-gathers of the parameters of some layers, dense ones and experts each in one."""
+        wanted = (
+            (Group.SHARD, sum(int(layer.share.dense_gathered_bytes) for layer in layers)),
+            (Group.EXPERT_SHARD, sum(int(layer.share.expert_gathered_bytes) for layer in layers)),
+        )
         return _present(
-            (self.transfers.collective(group, Collective.ALL_GATHER, size * count), group) for group, count in wanted
+            (self.transfers.collective(group, Collective.ALL_GATHER, payload), group) for group, payload in wanted
         )
 
     def reductions(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
@@ -127,6 +130,7 @@ class Gathers:
     stage: StageCost
     build: RoutineBuilder
     data: DataLowering
+    host: HostLowering
     order: Sequence[int]
     """Positions of the layers in the order of the pass."""
     place: str
@@ -138,7 +142,7 @@ class Gathers:
         until = min(len(self.order), self.order.index(position) + self.data.prefetch + 1)
         fresh = [(ahead, self._exchanges(ahead)) for ahead in self.order[self._issued : until]]
         self._issued = max(self._issued, until)
-        if any(exchanges for _, exchanges in fresh):
+        if any(exchanges or self._fetched_bytes(ahead) for ahead, exchanges in fresh):
             start = self.build.registry.event(f"{self.place} layer {position} begins")
             self.build.record(start)
             for ahead, exchanges in fresh:
@@ -146,15 +150,31 @@ class Gathers:
                     exchanges,
                     self.build,
                     beside=self.data.training.overlap.dp,
-                    waits=(start,),
+                    waits=(self._fetch(ahead, start),),
                     records=self._event(ahead),
                 )
         if self._exchanges(position):
             self.build.wait(self._event(position))
+        elif self._fetched_bytes(position):
+            self.build.wait(self._fetched(position))
+
+    def _fetch(self, position: int, start: int) -> int:
+        """Brings a layer's shard from the host, if it lives there; returns the event after which it is there."""
+        count = self._fetched_bytes(position)
+        if not count:
+            return start
+        arrived = self._fetched(position)
+        self.host.up(count, self.host.offload.parameters, self.build, waits=(start,), records=arrived)
+        return arrived
+
+    def _fetched_bytes(self, position: int) -> int:
+        return int(self.stage.layers[position].share.fetched_bytes)
+
+    def _fetched(self, position: int) -> int:
+        return self.build.registry.event(f"{self.place} layer {position} is fetched")
 
     def _exchanges(self, position: int) -> list[tuple[Exchange, Group]]:
-        layer = self.stage.layers[position]
-        return self.data.gathers(layer.dense_parameters + layer.shared_parameters, layer.expert_parameters)
+        return self.data.gathers([self.stage.layers[position]])
 
     def _event(self, position: int) -> int:
         return self.build.registry.event(f"{self.place} layer {position} is gathered")

@@ -9,6 +9,7 @@ from simulator.cost.stage_memory import MemoryRules, PassMemory
 from simulator.lowering.builder import RoutineBuilder
 from simulator.lowering.data import DataLowering, Gathers, scatter_gradients
 from simulator.lowering.layers import LayerLowering, lower_backward, lower_forward
+from simulator.lowering.offload import ActivationCopies, HostLowering
 from simulator.model.layers import LayerKind
 from simulator.parallel.recompute import RecomputeChoice, recompute_choice
 from simulator.parallel.training import Training
@@ -28,6 +29,8 @@ class PassLowering:
     """What a pass does to memory."""
     boundary_bytes: int
     """Activation at a stage's edge."""
+    host: HostLowering
+    """How what lies outside the device comes and goes."""
 
 
 def lower_forward_pass(
@@ -54,7 +57,8 @@ def lower_forward_pass(
     order = range(len(stage.layers))
     gathers = None
     if lowering.data.zero >= 3 and gathers_parameters:
-        gathers = Gathers(stage, build, lowering.data, order, f"{place} forward")
+        gathers = Gathers(stage, build, lowering.data, lowering.host, order, f"{place} forward")
+    copies = _activation_copies(stage, build, lowering, place)
     build.memory(*memory.begin)
     for position in order:
         held = memory.layers[position]
@@ -66,6 +70,7 @@ def lower_forward_pass(
         build.enter(held.during)
         lower_forward(stage.layers[position], build, lowering.layers, place=f"{place} layer {position} forward")
         build.leave(held.during)
+        copies.after_forward(position)
         build.memory(*held.after)
 
 
@@ -92,12 +97,14 @@ def lower_backward_pass(
     order = range(len(stage.layers) - 1, -1, -1)
     gathers = None
     if data.zero >= 3 and lowering.memory.reshard_after_forward:
-        gathers = Gathers(stage, build, data, order, f"{place} backward")
+        gathers = Gathers(stage, build, data, lowering.host, order, f"{place} backward")
+    copies = _activation_copies(stage, build, lowering, place)
     build.memory(*memory.begin)
     for position in order:
         layer, held = stage.layers[position], memory.layers[position]
         if gathers is not None:
             gathers.before(position)
+        copies.before_backward(position)
         build.memory(*held.before)
         build.enter(held.during)
         _recompute(layer, build, lowering, choice_at(stage, position, lowering.training), f"{place} layer {position}")
@@ -108,6 +115,12 @@ def lower_backward_pass(
         elif position in finished:
             build.record(finished[position])
         build.memory(*held.after)
+
+
+def _activation_copies(stage: StageCost, build: RoutineBuilder, lowering: PassLowering, place: str) -> ActivationCopies:
+    rules, share = lowering.memory, stage.share
+    sizes = {position: int(rules.offloaded_bytes(share, position)) for position in rules.offloaded_layers(share)}
+    return ActivationCopies(sizes=sizes, place=place, build=build, host=lowering.host)
 
 
 def choice_at(stage: StageCost, position: int, training: Training) -> RecomputeChoice:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
+from simulator.cost.offload import NOTHING_OUTSIDE
 from simulator.cost.pricing import StageCost
 from simulator.cost.states import shard
 from simulator.lowering.builder import (
@@ -21,6 +22,7 @@ from simulator.lowering.builder import (
     WrittenRoutine,
 )
 from simulator.lowering.data import run_transfers
+from simulator.lowering.offload import DOWN_STREAM, lower_update_on_host, send_gradients_down
 from simulator.lowering.passes import PassLowering, lower_backward_pass, lower_forward_pass
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.mesh import Group
@@ -112,18 +114,32 @@ class RoutineWriter:
         self._send(build, chunk, chunk.previous, Message.GRADIENT)
         build.memory(*memory.end)
         if reduces_beside:
-            reductions = [(bucket, self._bucket_reductions(chunk.cost, bucket)) for bucket in buckets]
-            reductions = [(bucket, exchanges) for bucket, exchanges in reductions if exchanges]
-            for index, (bucket, exchanges) in enumerate(reductions):
-                is_last = index == len(reductions) - 1
-                run_transfers(
-                    exchanges,
-                    build,
-                    beside=True,
-                    waits=(finished[bucket[-1]],),
-                    records=self.registry.event(_reduced(number), shared_over_calls=True) if is_last else None,
-                )
+            reductions = [self._bucket_reductions(chunk.cost, bucket) for bucket in buckets]
+            last_reduced = max((index for index, exchanges in enumerate(reductions) if exchanges), default=None)
+            for index, (bucket, exchanges) in enumerate(zip(buckets, reductions, strict=True)):
+                done = finished[bucket[-1]]
+                if exchanges:
+                    reduced = self._bucket_event(number, index, is_last=index == last_reduced)
+                    run_transfers(exchanges, build, beside=True, waits=(done,), records=reduced)
+                    done = done if reduced is None else reduced
+                self._send_gradients(build, chunk.cost, bucket, waits=(done,), name=f"gradients of bucket {index}")
         return build.done(chunk.number)
+
+    def _bucket_event(self, number: int, index: int, *, is_last: bool) -> int | None:
+        """The event after which a bucket is reduced, if anyone waits for it."""
+        if is_last:
+            return self.registry.event(_reduced(number), shared_over_calls=True)
+        if self.passes.training.offload.optimizer == "none":
+            return None
+        return self.registry.event(f"gradients of bucket {index} of chunk {number} are reduced")
+
+    def _send_gradients(
+        self, build: RoutineBuilder, stage: StageCost, positions: Sequence[int], *, waits: tuple[int, ...], name: str
+    ) -> None:
+        """Sends gradients to the host if the optimizer is there."""
+        if self.passes.training.offload.optimizer != "none":
+            counts = [int(stage.layers[position].share.gradient_shard_bytes) for position in positions]
+            send_gradients_down(counts, build, self.passes.host, waits=waits, name=name)
 
     def begin(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
         """Returns the begin of the step: gathers of the parameters that the last step updated (zero 1 and 2)."""
@@ -154,6 +170,7 @@ class RoutineWriter:
         norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
         if norm is not None:
             build.blocking(norm, party=Group.WORLD, category=Category(norm.axis))
+        self._update_on_host(build, chunks, sent=training.overlap.dp and data.reduces_once)
         taken, given_back = self.passes.memory.update([chunk.cost.share for chunk in chunks])
         build.memory(*taken)
         build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
@@ -168,6 +185,20 @@ class RoutineWriter:
     @property
     def _gathers_at_begin(self) -> bool:
         return self.passes.training.overlap.dp and self.passes.data.zero in (1, 2)
+
+    def _update_on_host(self, build: RoutineBuilder, chunks: tuple[Chunk, ...], *, sent: bool) -> None:
+        """Updates on the host what lies there; `sent`: the last microbatch has sent its gradients already."""
+        if self.passes.training.offload.optimizer == "none":
+            return
+        complete = self.registry.event("gradients are complete")
+        build.record(complete)
+        for chunk in () if sent else chunks:
+            every = range(len(chunk.cost.layers))
+            self._send_gradients(build, chunk.cost, every, waits=(complete,), name="gradients of a chunk")
+        arrived = self.registry.event("all gradients are on the host")
+        build.aside("gradients on host", stream=DOWN_STREAM, category=Category.OFFLOAD, demands=(), records=arrived)
+        outside = sum((chunk.cost.share.outside for chunk in chunks), NOTHING_OUTSIDE)
+        lower_update_on_host(outside, build, self.passes.host, first=arrived)
 
     def _keeps_output(self, chunk: Chunk) -> bool:
         return not self.assumptions.free_sent_activations and chunk.next is not None
@@ -231,7 +262,7 @@ class RoutineWriter:
         return self.passes.data.reductions(*self._totals(stage, bucket))
 
     def _bucket_gathers(self, stage: StageCost, bucket: Sequence[int]) -> list[tuple[Exchange, Group]]:
-        return self.passes.data.gathers(*self._totals(stage, bucket))
+        return self.passes.data.gathers([stage.layers[position] for position in bucket])
 
     def _reduce_replicated(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
         """Sums the gradients of norms and routers over tensor ranks that saw different tokens (E4.14)."""

@@ -26,6 +26,7 @@ from simulator.lowering.builder import (
 from simulator.lowering.data import DataLowering
 from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members, single_members
+from simulator.lowering.offload import HostLowering
 from simulator.lowering.passes import PassLowering
 from simulator.lowering.routines import Chunk, RoutineWriter
 from simulator.lowering.transfers import Transfers
@@ -107,6 +108,14 @@ def lower_step(
         ),
         memory=costs.memory,
         boundary_bytes=costs.boundary_bytes,
+        host=HostLowering(
+            offload=training.offload,
+            slots={
+                resource: NUM_DIRECTIONS * len(costs.ports) + number
+                for number, resource in enumerate(costs.host_bytes_per_s)
+            },
+            update_efficiency=assumptions.host_update_efficiency,
+        ),
     )
     writer = RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
     lowering = _StepLowering(costs=costs, schedule=schedule, mesh=mesh, members=members, writer=writer)
@@ -243,8 +252,12 @@ class _StepLowering:
         )
 
     def _resources(self, class_name: str) -> list[Resource]:
-        """The ports of one class, two directions each: slot 2·port + direction."""
+        """The ports of one class, two directions each: slot 2·port + direction; then what it uses of its host."""
         tiers = self.mesh.cluster.tiers
+        host = [
+            Resource(name=f"{class_name} / {resource}", bytes_per_s=rate)
+            for resource, rate in self.costs.host_bytes_per_s.items()
+        ]
         return [
             Resource(
                 name=f"{class_name} / {tiers[port.tier].name}"
@@ -253,7 +266,7 @@ class _StepLowering:
             )
             for port in self.costs.ports
             for way in ("out", "in")
-        ]
+        ] + host
 
     def resident(self, rank: int) -> tuple[Held, ...]:
         shares = [self.costs.stages[stage].share for stage in self.schedule.stages_of(rank)]

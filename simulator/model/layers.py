@@ -256,6 +256,16 @@ class Model:
         """FLOPs of a sequence in all linear layers and convolutions, forward."""
         return self._flops(halved=False, attention=False)
 
+    @cached_property
+    def frozen_flops(self) -> int:
+        """FLOPs of a sequence in frozen linear layers, forward: they need no weight gradients."""
+        return sum(
+            layer.forward_flops(operator, self.sequence_length, halved=False)
+            for layer in self.all_layers
+            for operator in layer.operators
+            if operator.frozen
+        )
+
     def attention_flops(self, *, halved: bool) -> int:
         """Returns the FLOPs of a sequence in all attention cores, forward (E2.2)."""
         return self._flops(halved=halved, attention=True)

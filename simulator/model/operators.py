@@ -53,6 +53,8 @@ class Dataflow:
     """How selective recompute names it."""
     weights: tuple[Weight, ...] = ()
     """Its parameters."""
+    frozen: bool = False
+    """Whether its matrices stay as they are beside adapters: its backward is that of its inputs only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

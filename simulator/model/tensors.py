@@ -56,7 +56,7 @@ class Element(StrEnum):
     COMPUTE = "compute"
     """The 16-bit (or fp32) activation type."""
     GEMM_INPUT = "gemm_input"
-    """Input of a matrix multiplication: one byte under fp8 compute (E3.9)."""
+    """Input of a matrix multiplication: one byte and its scale under fp8 compute, less in nvfp4 (E3.9)."""
     MASK = "mask"
     """Dropout mask, one byte."""
     FP32 = "fp32"

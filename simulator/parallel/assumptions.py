@@ -103,6 +103,11 @@ class Assumptions(BaseModel):
         16 * 9_633_792,
         description="Staging buffers of one communicator: 16 connections x 9,633,792 B (NCCL defaults, E3.13).",
     )
+    host_update_efficiency: Annotated[float, Field(ge=0.01, le=1)] = Field(
+        0.45,
+        description="Share of the bandwidth of host memory that an update on the host reaches (offload). CPU-Adam: "
+        "10e9 parameters of 28 bytes in 2.57 s on two sockets of 128 GB/s (Ren 2021, table 4; recalled, unverified).",
+    )
     fragmentation: Fraction = Field(
         0.05,
         description="Reserved over allocated memory, minus 1: 0.02 to 0.15 (caching allocator, E3.13), unverified.",

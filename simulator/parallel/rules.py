@@ -22,6 +22,13 @@ from simulator.parallel.model_rules import (
     repeated_layers_stay_together,
     sequence_parallel_divides_the_encoder,
 )
+from simulator.parallel.offload_rules import (
+    host_memory_bandwidth_is_known,
+    nvme_bandwidth_is_known,
+    offloaded_optimizer_moves_memory_only,
+    offloaded_parameters_are_sharded,
+    offloaded_parameters_are_updated_on_the_host,
+)
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
@@ -38,13 +45,13 @@ from simulator.parallel.shape_rules import (
     ulysses_shares_kv_heads,
 )
 from simulator.parallel.step_rules import (
+    adapters_have_their_weights,
     batch_fills_microbatches,
     compute_type_is_supported,
     degrees_multiply_to_devices,
     inner_stages_hold_layers,
     layers_fill_stages,
     listed_stages_hold_all_layers,
-    offload_is_none,
     order_names_every_axis,
     recomputed_layers_exist,
     shard_group_divides_replicas,
@@ -75,6 +82,7 @@ RULES: tuple[Callable[[Case], Check], ...] = (
     shard_group_divides_replicas,
     order_names_every_axis,
     compute_type_is_supported,
+    adapters_have_their_weights,
     positions_cover_the_sequence,
     a_sequence_is_an_image,
     convolutions_are_not_split,
@@ -83,7 +91,11 @@ RULES: tuple[Callable[[Case], Check], ...] = (
     sequence_parallel_divides_the_encoder,
     recomputed_layers_exist,
     sharded_state_is_updated_in_shards,
-    offload_is_none,
+    nvme_bandwidth_is_known,
+    host_memory_bandwidth_is_known,
+    offloaded_parameters_are_sharded,
+    offloaded_parameters_are_updated_on_the_host,
+    offloaded_optimizer_moves_memory_only,
 )
 """Every rule that one layout can be checked by on its own."""
 

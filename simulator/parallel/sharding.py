@@ -35,11 +35,9 @@ from simulator.model.layers import Layer
 from simulator.model.operators import AttentionCore
 from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
 from simulator.parallel.degrees import Degrees, Int
-from simulator.parallel.training import Dtype
+from simulator.parallel.formats import activation_format
+from simulator.parallel.precision import Dtype, Scaling
 
-FP8_SCALE_BLOCK = 128
-FP8_SCALE_BYTES = 4
-"""One fp32 scale for each 1 x 128 block of an fp8 activation (E3.9)."""
 RING_BUFFERS_FORWARD, RING_BUFFERS_BACKWARD = 2, 4
 """Chunks of keys and values beside a rank's own: in use and arriving; backward their gradients as well."""
 
@@ -68,6 +66,8 @@ class Workload:
     """Whether attention over context ranks is split by heads, not as a ring."""
     memory_tokens: int = 0
     """Tokens of an encoder's sequence, to which a decoder's layers attend."""
+    scaling: Scaling = Scaling.BLOCK
+    """What shares a scale factor in fp8."""
 
     @property
     def tokens(self) -> Int:
@@ -173,8 +173,8 @@ def tensor_bytes(tensor: Tensor, workload: Workload, degrees: Degrees) -> Int:
             return 8 * count
         case Element.FP32:
             return 4 * count
-        case Element.GEMM_INPUT if workload.compute is Dtype.FP8:
-            return count + FP8_SCALE_BYTES * count // FP8_SCALE_BLOCK
+        case Element.GEMM_INPUT if workload.compute.is_quantised:
+            return activation_format(workload.compute, workload.scaling).bytes_of(count)
         case _:
             return activation_bytes(workload.compute) * count
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from simulator.model.adapters import adapter_targets
+from simulator.model.decoder import build_model
 from simulator.parallel.case import Case, Check, divisors
 from simulator.parallel.degrees import num_microbatches
 from simulator.parallel.layout import DEFAULT_ORDER, Axis
@@ -142,6 +144,21 @@ def compute_type_is_supported(case: Case) -> Check:
     )
 
 
+def adapters_have_their_weights(case: Case) -> Check:
+    """Listed targets of adapters are weights of the model."""
+    lora = case.training.lora
+    listed = lora.targets if lora is not None and lora.targets != "all-linear" else ()
+    known = adapter_targets(build_model(case.model, sequence_length=1)) if listed else ()
+    unknown = [target for target in listed if target not in known]
+    return Check(
+        holds=not unknown,
+        path="training.lora.targets",
+        problem=lambda: f"{unknown[0]} is no linear layer of {case.model.name}",
+        why="an adapter stands beside the weight of a linear layer",
+        mend=lambda: f"choose among {', '.join(known)}, or all-linear",
+    )
+
+
 def recomputed_layers_exist(case: Case) -> Check:
     """Full recompute of more layers than a stage has makes no sense."""
     recompute, stages = case.training.recompute, case.layout.stages
@@ -165,17 +182,4 @@ def sharded_state_is_updated_in_shards(case: Case) -> Check:
         problem=lambda: f"false with layout.zero {case.degrees.zero}",
         why="with zero 1 and more each rank holds the optimizer state of its shard only",
         mend=lambda: "set it to true, or layout.zero to 0",
-    )
-
-
-def offload_is_none(case: Case) -> Check:
-    """Offload is refused rather than ignored."""
-    offload = case.training.offload
-    used = [name for name in ("optimizer", "parameters", "activations") if getattr(offload, name) != "none"]
-    return Check(
-        holds=not used,
-        path=f"training.offload.{used[0]}" if used else "training.offload",
-        problem=lambda: f"{getattr(offload, used[0])}: offload is not modelled by this version",
-        why="a result that ignored the host link would be wrong",
-        mend=lambda: "set training.offload to {optimizer: none, parameters: none, activations: none}",
     )

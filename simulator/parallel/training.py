@@ -7,61 +7,31 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from simulator.parallel.lora import Lora
+from simulator.parallel.optimizer import Optimizer, UpdateRule
+from simulator.parallel.precision import RECIPES, Dtype, Precision
+
+__all__ = [
+    "MAX_SEQUENCES",
+    "MAX_TOKENS",
+    "RECIPES",
+    "Dtype",
+    "FullRecompute",
+    "Offload",
+    "Optimizer",
+    "Overlap",
+    "Precision",
+    "Recompute",
+    "RecomputedOperators",
+    "SelectiveRecompute",
+    "Training",
+    "UpdateRule",
+]
+
 MAX_TOKENS = 1 << 30
 """Longest sequence, in tokens."""
 MAX_SEQUENCES = 1 << 30
 """Largest batch, in sequences."""
-
-
-class Dtype(StrEnum):
-    """Storage or compute type of an element."""
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP8 = "fp8"
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of one element in memory."""
-        return {Dtype.FP32: 4, Dtype.TF32: 4, Dtype.BF16: 2, Dtype.FP16: 2, Dtype.FP8: 1}[self]
-
-
-class Precision(BaseModel):
-    """Types of compute and of each stored state (equations E3.1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    compute: Dtype = Field(Dtype.BF16, description="Type of the matrix multiplications.")
-    parameters: Dtype = Field(Dtype.BF16, description="Type of the resident weights.")
-    gradients: Dtype = Field(Dtype.FP32, description="Type of the resident gradients.")
-    reduce: Dtype = Field(Dtype.FP32, description="Type of the gradients on the network.")
-    master: Dtype | Literal["none"] = Field(Dtype.FP32, description="Type of the master weights; none: no copy.")
-    optimizer: Dtype = Field(Dtype.FP32, description="Type of each optimizer moment.")
-
-
-RECIPES: dict[str, Precision] = {
-    "bf16": Precision(),
-    "fp16": Precision(
-        compute=Dtype.FP16, parameters=Dtype.FP16, gradients=Dtype.FP16, reduce=Dtype.FP16, master=Dtype.FP32
-    ),
-    "fp32": Precision(
-        compute=Dtype.FP32, parameters=Dtype.FP32, gradients=Dtype.FP32, reduce=Dtype.FP32, master="none"
-    ),
-    "fp8": Precision(compute=Dtype.FP8),
-}
-"""Named recipes: Megatron-LM bf16 with fp32 gradients (18 bytes a parameter), fp16 (16), fp32 (16), fp8 (18)."""
-
-
-class Optimizer(StrEnum):
-    """Update rule."""
-
-    ADAMW = "adamw"
-    ADAM8BIT = "adam8bit"
-    ADAFACTOR = "adafactor"
-    SGD = "sgd"
-    MUON = "muon"
 
 
 class Recompute(StrEnum):
@@ -114,6 +84,11 @@ class Offload(BaseModel):
     parameters: Literal["none", "cpu", "nvme"] = "none"
     activations: Literal["none", "cpu", "nvme"] = "none"
 
+    @property
+    def used(self) -> bool:
+        """Whether anything lives outside the device."""
+        return {self.optimizer, self.parameters, self.activations} != {"none"}
+
 
 class Overlap(BaseModel):
     """Which communication runs beside compute."""
@@ -134,8 +109,13 @@ class Training(BaseModel):
     sequence_length: Annotated[int, Field(ge=1, le=MAX_TOKENS)] = Field(description="Tokens of a sequence.")
     global_batch: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] = Field(description="Sequences of a step.")
     micro_batch: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] = Field(1, description="Sequences of a microbatch.")
-    precision: Literal["bf16", "fp16", "fp32", "fp8"] | Precision = Field("bf16", description="Recipe or mapping.")
-    optimizer: Optimizer = Field(Optimizer.ADAMW, description="Update rule.")
+    precision: Literal["bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4"] | Precision = Field(
+        "bf16", description="Recipe or mapping."
+    )
+    optimizer: Optimizer | UpdateRule = Field(Optimizer.ADAMW, description="Update rule, or a mapping with settings.")
+    lora: Lora | None = Field(
+        None, description="Low-rank adapters, which alone are trained, beside frozen weights; default: all are trained."
+    )
     recompute: Recompute | FullRecompute | SelectiveRecompute = Field(
         Recompute.NONE, description="Activation recomputation."
     )
@@ -149,3 +129,8 @@ class Training(BaseModel):
     def types(self) -> Precision:
         """The precision, a named recipe looked up."""
         return RECIPES[self.precision] if isinstance(self.precision, str) else self.precision
+
+    @property
+    def rule(self) -> UpdateRule:
+        """The update rule with its settings."""
+        return UpdateRule(name=self.optimizer) if isinstance(self.optimizer, Optimizer) else self.optimizer

@@ -32,7 +32,7 @@ class Parameters:
     embedding: int
     """Token and position tables (the untied head not included)."""
     per_rank_max: int
-    """Parameters that the fullest rank computes with, padding included (unsharded over data)."""
+    """Trained parameters that the fullest rank computes with, padding included (unsharded over data)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +82,34 @@ class Memory:
     reserved_peak_bytes: int
     """Peak of the fullest rank, with the allocator's fragmentation; decides whether the job fits."""
     fits: bool
-    """Whether `reserved_peak_bytes` is at most `capacity_bytes`."""
+    """Whether `reserved_peak_bytes` is at most `capacity_bytes`, and what is offloaded fits outside."""
     shortfall_bytes: int
     """Bytes missing on the fullest rank; 0 if it fits."""
     peak_class: str
     """The class with the highest peak."""
     classes: tuple[ClassMemory, ...]
     """One entry a rank class."""
+    host_peak_bytes_per_rank: int = 0
+    """Most host memory that a rank uses for what is offloaded."""
+    host_peak_bytes_per_node: int = 0
+    """The same for all ranks of a node."""
+    host_capacity_bytes_per_node: int | None = None
+    """Host memory of a node; None where the cluster's profile does not say."""
+    nvme_peak_bytes_per_node: int = 0
+    """Most NVMe that the ranks of a node use."""
+    nvme_capacity_bytes_per_node: int | None = None
+    """NVMe of a node; None where the cluster's profile does not say."""
     levers: tuple[Lever, ...] = ()
     """If it does not fit: single changes tried, those that make it fit first."""
+
+    @property
+    def host_shortfall_bytes(self) -> int:
+        """Bytes of host memory or NVMe that a node lacks for what is offloaded; 0 if it fits or nobody knows."""
+        known = (
+            (self.host_peak_bytes_per_node, self.host_capacity_bytes_per_node),
+            (self.nvme_peak_bytes_per_node, self.nvme_capacity_bytes_per_node),
+        )
+        return max(0, *(used - capacity for used, capacity in known if capacity is not None), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

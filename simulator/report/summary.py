@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator.cost.memory import MEMORY, Memory
 from simulator.cost.pricing import StageCosts
@@ -16,6 +16,7 @@ from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.scenario import Scenario
 from simulator.report import result
 from simulator.report.flops import step_flops
+from simulator.report.host import host_use
 from simulator.report.traffic import communication_of
 from simulator.report.warnings import warnings_of
 from simulator.schedule import PipelineSchedule
@@ -130,17 +131,26 @@ def _memory(simulated: Simulated, levers: Levers | None) -> result.Memory:
         )
     fullest = max(classes, key=lambda entry: entry.reserved_peak_bytes)
     capacity = simulated.mesh.cluster.accelerator.memory_usable_bytes
-    fits = fullest.reserved_peak_bytes <= capacity
-    return result.Memory(
+    offload = simulated.scenario.training.offload
+    use = host_use(simulated.costs, simulated.schedule, simulated.mesh, offload)
+    host = simulated.mesh.cluster.host
+    memory = result.Memory(
         capacity_bytes=capacity,
         peak_bytes=fullest.peak_bytes,
         reserved_peak_bytes=fullest.reserved_peak_bytes,
-        fits=fits,
+        fits=fullest.reserved_peak_bytes <= capacity,
         shortfall_bytes=max(0, fullest.reserved_peak_bytes - capacity),
         peak_class=fullest.class_,
         classes=tuple(classes),
-        levers=() if fits or levers is None else levers(simulated.scenario),
+        host_peak_bytes_per_rank=use.host_bytes_per_rank,
+        host_peak_bytes_per_node=use.host_bytes_per_rank * use.ranks_per_node,
+        host_capacity_bytes_per_node=host.memory_bytes,
+        nvme_peak_bytes_per_node=use.nvme_bytes_per_rank * use.ranks_per_node,
+        nvme_capacity_bytes_per_node=host.nvme_bytes,
     )
+    if memory.fits and not memory.host_shortfall_bytes:
+        return memory
+    return replace(memory, fits=False, levers=() if levers is None else levers(simulated.scenario))
 
 
 def _step(simulated: Simulated, slowest: int) -> result.Step:

@@ -67,7 +67,20 @@ def _print_memory(report: Report, console: Console) -> None:
     capacity = memory.capacity_bytes
     bars.append(Bar(label="capacity", value=capacity, text=scale.format(capacity), style=_QUIET))
     print_bars(console, bars, full=capacity, longest=max(capacity, reserved))
+    _print_host(report, console)
     _print_classes(report, console)
+
+
+def _print_host(report: Report, console: Console) -> None:
+    """What is offloaded, if anything is."""
+    memory = report.memory
+    for name, used, capacity in (
+        ("host memory", memory.host_peak_bytes_per_node, memory.host_capacity_bytes_per_node),
+        ("NVMe", memory.nvme_peak_bytes_per_node, memory.nvme_capacity_bytes_per_node),
+    ):
+        if used:
+            of = "capacity unknown" if capacity is None else f"of {wording.memory(capacity)}"
+            say(console, f"offloaded to {name}, per node: {wording.memory(used)} {of}", indent=2)
 
 
 def _print_classes(report: Report, console: Console) -> None:

@@ -122,8 +122,7 @@ def _by_tier(
     timeline: Timeline,
     num_ranks: int,
 ) -> list[TierTraffic]:
-    per_class = len(ports) * NUM_DIRECTIONS
-    busy = timeline.resource_busy_ps.reshape(len(step.program.classes), per_class)
+    busy = timeline.resource_busy_ps.reshape(len(step.program.classes), -1)
     rows = []
     for tier in mesh.cluster.tiers:
         slots = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from simulator.parallel.assumptions import GradientReduction
 from simulator.parallel.mesh import DeviceMesh, Group
+from simulator.parallel.precision import Dtype
 from simulator.parallel.scenario import Scenario
 from simulator.report.result import Memory, Step
 
@@ -12,6 +13,8 @@ LARGEST_PUBLISHED_PARAMETERS = 2e12
 NEARLY_FULL = 0.95
 VALIDATED_KERNELS = ("a100", "h100", "b200")
 """Accelerators with rows in docs/accuracy.md."""
+UNMEASURED_TYPES = (Dtype.MXFP8, Dtype.NVFP4)
+"""Compute types without kernel coefficients of their own."""
 
 
 def warnings_of(
@@ -56,4 +59,8 @@ def warnings_of(
         found.append(
             f"no run on {scenario.cluster.accelerator.name} has been compared: its kernel rates are extrapolated"
         )
+    if scenario.training.offload.optimizer != "none":
+        found.append("no run with an update on the host has been compared: its speed is host_update_efficiency")
+    if (compute := scenario.training.types.compute) in UNMEASURED_TYPES:
+        found.append(f"no {compute} kernel has been measured: shares of the peak are taken from those of fp8")
     return tuple(found)

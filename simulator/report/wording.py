@@ -153,6 +153,8 @@ def verdict(report: Report) -> str:
     of = f"{used / scale.factor:.{scale.decimals}f} of {scale.format(capacity)}"
     if report.memory.fits:
         return f"fits: {of} ({percent(used / capacity if capacity else 0.0)})"
+    if not report.memory.shortfall_bytes:
+        return f"does not fit: a node's host is {memory(report.memory.host_shortfall_bytes)} short of what is offloaded"
     return f"does not fit: {memory(report.memory.shortfall_bytes)} short on {peak_place(report)} ({of})"
 
 

@@ -197,7 +197,10 @@ def test_unknown_choice_names_the_nearest_and_the_list(tmp_path: Path) -> None:
         "  mend: did you mean 1f1b?"
     )
     message = refused(tmp_path, SCENARIO + "  optimizer: adamm\n")
-    assert "training.optimizer: 'adamm' is not one of adamw, adam8bit, adafactor, sgd, muon\n" in message
+    assert (
+        "training.optimizer: expected adamw, adam8bit, adafactor, sgd, muon or a mapping of keys, got 'adamm'\n"
+        in message
+    )
     assert "mend: did you mean adamw?" in message
 
 
@@ -213,11 +216,24 @@ def test_choice_or_mapping(tmp_path: Path) -> None:
     assert "training.recompute: expected none, selective, full or a mapping of keys, got 'ful'\n" in message
     assert "mend: did you mean full?" in message
     message = refused(tmp_path, SCENARIO + "  precision: {compute: bf61, fooo: 1, master: nope}\n")
-    assert "training.precision.compute: 'bf61' is not one of fp32, tf32, bf16, fp16, fp8\n" in message
+    assert "training.precision.compute: 'bf61' is not one of fp32, tf32, bf16, fp16, fp8, mxfp8, nvfp4\n" in message
     assert "training.precision.fooo: unknown key\n" in message
-    assert "training.precision.master: 'nope' is not one of fp32, tf32, bf16, fp16, fp8, none\n" in message
+    master = "training.precision.master: 'nope' is not one of fp32, tf32, bf16, fp16, fp8, mxfp8, nvfp4, none\n"
+    assert master in message
     assert message.count("mend:") == 3
     assert "training.recompute.full_layers: is missing" in refused(tmp_path, SCENARIO + "  recompute: {}\n")
+
+
+def test_settings_belong_to_their_rule(tmp_path: Path) -> None:
+    message = refused(tmp_path, SCENARIO + "  optimizer: {name: adamw, block: 64}\n")
+    assert "training.optimizer.block: a setting of adam8bit, not of adamw\n" in message
+    message = refused(tmp_path, SCENARIO + "  optimizer: {name: muon, momentum: false}\n")
+    assert "training.optimizer.momentum: a setting of sgd and adafactor, not of muon\n" in message
+
+
+def test_states_are_of_types_without_block_scales(tmp_path: Path) -> None:
+    message = refused(tmp_path, SCENARIO + "  precision: {moment2: mxfp8}\n")
+    assert "training.precision.moment2: mxfp8, a type with block scales that only weights are stored in\n" in message
 
 
 def test_lists_name_the_item(tmp_path: Path) -> None:

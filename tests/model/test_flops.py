@@ -28,6 +28,7 @@ NOTHING_RECOMPUTED = StageCosts(
     ports=(),
     boundary_bytes=0,
     loss_bytes=0,
+    host_bytes_per_s={},
     memory=MemoryRules(
         workload=workload(1),
         degrees=degrees(),

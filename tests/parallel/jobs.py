@@ -88,4 +88,5 @@ def pricing(model: Model, cut: Degrees, training: Training, assumptions: Assumpt
         context_method=layout.cp_method,
         dropout=model.spec.dropout,
         sustained=assumptions.sustained_compute,
+        training=training,
     )

@@ -10,15 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cluster import ClusterSpec, build_cluster
+from simulator.cluster import ClusterSpec, build_cluster, load_profile
 from simulator.errors import Violation
 from simulator.model.spec import Encoder, Experts, ModelSpec
 from simulator.parallel.case import Case
 from simulator.parallel.degrees import Degrees, candidates, resolve_degrees
 from simulator.parallel.layout import Axis, ContextMethod, Layout
+from simulator.parallel.lora import Lora
 from simulator.parallel.rules import PLACEMENT_RULES, RULES, scenario_violations
 from simulator.parallel.scenario import Scenario
-from simulator.parallel.training import FullRecompute, Offload, Training
+from simulator.parallel.training import FullRecompute, Offload, Optimizer, Training
 from tests.cluster.machines import spec as machine_spec
 from tests.cluster.machines import tier
 from tests.model.architectures import built_in, gpt
@@ -324,6 +325,24 @@ CASES = [
         "choose a compute type among bf16",
     ),
     broken(
+        "compute_type_is_supported",
+        Job(training=_training(precision="mxfp8")),
+        Job(cluster=load_profile("b200-superpod"), training=_training(precision="mxfp8")),
+        "training.precision",
+        "mxfp8 matrix multiplication is not supported by H100-SXM5-80GB",
+        "the accelerator's data sheet gives no rate for it",
+        "choose a compute type among fp32, tf32, bf16, fp16, fp8",
+    ),
+    broken(
+        "adapters_have_their_weights",
+        Job(training=_training(lora=Lora(rank=8, targets=("query", "gates")))),
+        Job(training=_training(lora=Lora(rank=8, targets=("query", "up")))),
+        "training.lora.targets",
+        "gates is no linear layer of dense",
+        "an adapter stands beside the weight of a linear layer",
+        "choose among query, key, value, output, gate, up, down, or all-linear",
+    ),
+    broken(
         "positions_cover_the_sequence",
         Job(model=gpt(layers=8, hidden=512, heads=8, positions=1000)),
         Job(model=gpt(layers=8, hidden=512, heads=8, positions=1024)),
@@ -398,13 +417,49 @@ CASES = [
         "set it to true, or layout.zero to 0",
     ),
     broken(
-        "offload_is_none",
-        Job(training=_training(offload=Offload(parameters="cpu"))),
-        Job(training=_training(offload=Offload())),
+        "nvme_bandwidth_is_known",
+        Job(cluster=machine_spec(tier("nvl", "switch", 16)), training=_training(offload=Offload(activations="nvme"))),
+        Job(training=_training(offload=Offload(activations="nvme"))),
+        "training.offload.activations",
+        "nvme, but the profile of test gives no host.nvme_bandwidth",
+        "the time of a step depends on how fast the drives of a node are",
+        "add host.nvme_bandwidth to the cluster, or choose cpu",
+    ),
+    broken(
+        "host_memory_bandwidth_is_known",
+        Job(cluster=machine_spec(tier("nvl", "switch", 16)), training=_training(offload=Offload(optimizer="cpu"))),
+        Job(training=_training(offload=Offload(optimizer="cpu"))),
+        "training.offload.optimizer",
+        "cpu, but the profile of test gives no host.memory_bandwidth",
+        "the host updates what lies there, at the bandwidth of its memory",
+        "add host.memory_bandwidth to the cluster, or set training.offload.optimizer to none",
+    ),
+    broken(
+        "offloaded_parameters_are_sharded",
+        Job(layout=Layout(zero=2), training=_training(offload=Offload(optimizer="cpu", parameters="cpu"))),
+        Job(layout=Layout(zero=3), training=_training(offload=Offload(optimizer="cpu", parameters="cpu"))),
         "training.offload.parameters",
-        "cpu: offload is not modelled by this version",
-        "a result that ignored the host link would be wrong",
-        "set training.offload to {optimizer: none, parameters: none, activations: none}",
+        "cpu with layout.zero 2",
+        "only zero 3 brings the weights of each layer to the device when it runs (ZeRO-Infinity)",
+        "set layout.zero to 3, or training.offload.parameters to none",
+    ),
+    broken(
+        "offloaded_parameters_are_updated_on_the_host",
+        Job(layout=Layout(zero=3), training=_training(offload=Offload(parameters="nvme"))),
+        Job(layout=Layout(zero=3), training=_training(offload=Offload(optimizer="nvme", parameters="nvme"))),
+        "training.offload.parameters",
+        "nvme, but the optimizer is on the device",
+        "weights that live on the host are updated there (ZeRO-Infinity, FSDP's CPU offload)",
+        "set training.offload.optimizer to cpu or nvme",
+    ),
+    broken(
+        "offloaded_optimizer_moves_memory_only",
+        Job(training=_training(optimizer=Optimizer.MUON, offload=Offload(optimizer="cpu"))),
+        Job(training=_training(optimizer=Optimizer.SGD, offload=Offload(optimizer="cpu"))),
+        "training.offload.optimizer",
+        "cpu with muon",
+        "Newton-Schulz rounds are matrix multiplications, which this version times on devices only",
+        "choose another optimizer, or set training.offload.optimizer to none",
     ),
     broken(
         "groups_fall_on_whole_steps",
