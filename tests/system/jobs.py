@@ -29,11 +29,9 @@ from simulator.model.spec import (
 )
 from simulator.parallel.assumptions import Assumptions, AttentionKernel, CrossEntropy, GradientReduction
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod, Layout
-from simulator.parallel.lora import BaseType, Lora
 from simulator.parallel.training import (
     Dtype,
     FullRecompute,
-    Offload,
     Optimizer,
     Overlap,
     Precision,
@@ -169,11 +167,6 @@ def scenarios(
         precision=draw(st.sampled_from(["bf16", "fp16", "fp32", "fp8", "mxfp8", "nvfp4", MIXED, LEAN, STORED_FP8])),
         optimizer=draw(st.sampled_from([*Optimizer, UpdateRule(name=Optimizer.SGD, momentum=False)])),
         recompute=draw(st.sampled_from([*Recompute, FullRecompute(full_layers=0), FullRecompute(full_layers=1)])),
-        lora=draw(st.none() | st.builds(Lora, rank=st.sampled_from([1, 8]), base=st.sampled_from(BaseType))),
-        offload=Offload(
-            optimizer=draw(st.sampled_from(["none", "none", "none", "cpu"])),
-            activations=draw(st.sampled_from(["none", "none", "cpu"])),
-        ),
         overlap=Overlap(**{name: draw(st.booleans(), label=f"overlap {name}") for name in ("dp", "tp", "pp", "ep")}),
     )
     scenario = Scenario(
