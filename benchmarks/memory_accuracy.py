@@ -69,6 +69,8 @@ class Suite:
     source: str
     assumed: tuple[str, ...]
     """What the source does not print."""
+    assumptions: Row
+    """Values of the scenario's `assumptions` that hold for this source, beside those of the framework."""
     explained: tuple[str, ...]
     """Why rows err by more than a tenth."""
     rows: tuple[Row, ...]
@@ -114,6 +116,7 @@ def read_suites(runs: Row) -> list[Suite]:
             name=suite["name"],
             source=suite["source"],
             assumed=tuple(suite["assumed"]),
+            assumptions=suite.get("assumptions", {}),
             explained=tuple(suite.get("explained", ())),
             rows=tuple({"framework": suite["framework"], **row} for row in filled_rows(suite, models)),
             skipped=tuple(suite.get("skipped", ())),
@@ -122,12 +125,14 @@ def read_suites(runs: Row) -> list[Suite]:
     ]
 
 
-def simulate_row(row: Row, framework: Framework, folder: Path) -> list[Result]:
+def simulate_row(row: Row, suite: Suite, framework: Framework, folder: Path) -> list[Result]:
     """Returns the predictions of a row beside its measurements."""
     if "state_gb" in row:
         return _state_results(row, framework)
     path = folder / "scenario.yaml"
-    document = scenario_document({**framework.scenario, **row}, assumptions=framework.assumptions)
+    document = scenario_document(
+        {**framework.scenario, **row}, assumptions={**framework.assumptions, **suite.assumptions}
+    )
     path.write_text(yaml.safe_dump(document), encoding="utf-8")
     classes = summarise(run_steps(read_scenario(path, {}))).memory.classes
     return [
@@ -183,7 +188,10 @@ def simulate_suites(suites: Sequence[Suite], frameworks: Mapping[str, Framework]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         return [
-            (suite, [one for row in suite.rows for one in simulate_row(row, frameworks[row["framework"]], folder)])
+            (
+                suite,
+                [one for row in suite.rows for one in simulate_row(row, suite, frameworks[row["framework"]], folder)],
+            )
             for suite in suites
         ]
 

@@ -15,7 +15,21 @@ SCENARIOS = HERE.parent / "scenarios"
 PAGE = HERE.parent / "docs" / "accuracy.md"
 
 WHOLE = ("model", "cluster", "devices")
-LAYOUT = ("tp", "sp", "pp", "vpp", "dp", "cp", "cp_method", "ep", "etp", "zero", "shard_group", "stages")
+LAYOUT = (
+    "tp",
+    "sp",
+    "pp",
+    "vpp",
+    "dp",
+    "cp",
+    "cp_method",
+    "ep",
+    "etp",
+    "zero",
+    "shard_group",
+    "reshard_after_forward",
+    "stages",
+)
 TRAINING = ("sequence_length", "global_batch", "micro_batch", "precision", "recompute", "optimizer")
 OVERLAP = ("dp", "tp")
 Row = Mapping[str, Any]

@@ -54,7 +54,7 @@ PRINTED_PEAKS = {
 def results(suite: str, row: str, folder: Path) -> list[Result]:
     """The predictions of one row."""
     (found,) = (each for each in SUITES[suite].rows if each["id"] == row)
-    return simulate_row(found, FRAMEWORKS[found["framework"]], folder)
+    return simulate_row(found, SUITES[suite], FRAMEWORKS[found["framework"]], folder)
 
 
 @pytest.mark.parametrize(("source", "count"), PRINTED_PEAKS.items())
@@ -81,8 +81,9 @@ def test_names_of_rows_are_unique() -> None:
 
 
 def test_model_states_are_those_of_the_zero_paper(tmp_path: Path) -> None:
-    for row in SUITES["ZeRO model states"].rows:
-        for one in simulate_row(row, FRAMEWORKS[row["framework"]], tmp_path):
+    suite = SUITES["ZeRO model states"]
+    for row in suite.rows:
+        for one in simulate_row(row, suite, FRAMEWORKS[row["framework"]], tmp_path):
             assert one.figure is Figure.STATE
             assert abs(one.error) < 0.03, one.id  # printed with two digits where the value is small
 
@@ -98,9 +99,11 @@ def test_a_list_of_peaks_is_compared_by_pipeline_rank(tmp_path: Path) -> None:
 
 
 def test_device_figures_count_what_lies_outside_the_allocator(tmp_path: Path) -> None:
-    (found,) = (row for row in SUITES["Zero bubble, 1F1B rows"].rows if row["id"] == "t12-14.6b-1f1b-m4")
+    suite = SUITES["Zero bubble, 1F1B rows"]
+    (found,) = (row for row in suite.rows if row["id"] == "t12-14.6b-1f1b-m4")
     both = {**found, "device_gb": 19, "reserved_gb": 19}
-    predicted = {one.figure: one.predicted_bytes for one in simulate_row(both, FRAMEWORKS["megatron-2023"], tmp_path)}
+    simulated = simulate_row(both, suite, FRAMEWORKS["megatron-2023"], tmp_path)
+    predicted = {one.figure: one.predicted_bytes for one in simulated}
     assert predicted[Figure.ALLOCATED] <= predicted[Figure.RESERVED] < predicted[Figure.DEVICE]
     assert predicted[Figure.ALLOCATED] == pytest.approx(19e9, rel=0.1)
 
