@@ -30,7 +30,7 @@ LAYOUT = (
     "reshard_after_forward",
     "stages",
 )
-TRAINING = ("sequence_length", "global_batch", "micro_batch", "precision", "recompute", "optimizer")
+TRAINING = ("sequence_length", "global_batch", "micro_batch", "precision", "recompute", "optimizer", "lora", "offload")
 OVERLAP = ("dp", "tp")
 Row = Mapping[str, Any]
 
@@ -67,8 +67,6 @@ def scenario_document(row: Row, *, assumptions: Row) -> dict[str, Any]:
     document["training"] |= {key: row[key] for key in TRAINING if key in row}
     document["assumptions"] |= assumptions
     document["training"]["overlap"] = {axis: row[f"overlap_{axis}"] for axis in OVERLAP if f"overlap_{axis}" in row}
-    if "offload" in row:
-        document["training"]["offload"] = row["offload"]
     if isinstance(row.get("model"), dict) and row["model"].get("positions") == "learned":
         document["model"] = {**row["model"], "max_positions": document["training"]["sequence_length"]}
     if row.get("vpp", 1) > 1:
