@@ -19,26 +19,21 @@ from statistics import fmean
 from typing import Any
 
 import yaml
+from published import HERE, filled_rows, read_models, scenario_document, write_section
 
 from simulator.config.scenario import Scenario, read_scenario
 from simulator.parallel.assumptions import Assumptions
-from simulator.report.result import ClassMemory, Report
+from simulator.report.result import Report
 from simulator.report.summary import summarise
 from simulator.simulate import run_steps
 
-HERE = Path(__file__).resolve().parent
 RUNS = HERE / "published_runs.yaml"
-SCENARIOS = HERE.parent / "scenarios"
-PAGE = HERE.parent / "docs" / "accuracy.md"
 BEGIN, END = "<!-- begin: written by benchmarks/accuracy.py -->", "<!-- end -->"
 
-LAYOUT = ("tp", "sp", "pp", "vpp", "dp", "cp", "cp_method", "zero", "stages")
 ASSUMPTIONS = ("attention_kernel", "cross_entropy")
-TRAINING = ("sequence_length", "global_batch", "micro_batch", "precision", "recompute")
 MEASURES = ("step_time_s", "samples_per_s_per_device", "tokens_per_s_per_device", "sc21_tflops", "model_tflops")
 SC21_VOCAB = 51200
 TERA = 1e12
-GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,63 +58,30 @@ class Result:
     devices: int
     predicted_s: float
     measured_s: float
-    predicted_gib: float
-    """Peak of allocated memory on the fullest rank, what lies outside the allocator left out."""
-    measured_gib: float | None
-    """The same as PyTorch counts it, if the source prints it."""
 
     @property
     def error(self) -> float:
         """(predicted - measured) / measured."""
         return self.predicted_s / self.measured_s - 1
 
-    @property
-    def memory_error(self) -> float | None:
-        """The same for peak memory."""
-        return None if self.measured_gib is None else self.predicted_gib / self.measured_gib - 1
-
 
 def read_groups(runs: Mapping[str, Any]) -> list[Group]:
     """Returns the groups of the file, models and common keys filled in."""
-    models = {}
-    for name, figures in runs["models"].items():
-        own = {key: value for key, value in figures.items() if key != "family"}
-        models[name] = {"name": name, "ffn": 4 * figures["hidden"], **runs["families"][figures["family"]], **own}
+    models = read_models(runs)
     groups = []
     for group in runs["groups"]:
-        rows = [{**group["common"], **row} for row in group["rows"]]
-        rows = [{**row, "model": models.get(row["model"], row["model"])} if "model" in row else row for row in rows]
         facts = {"name": group["name"], "used_for": group["used_for"], "source": group["source"]}
-        groups.append(Group(**facts, assumed=tuple(group["assumed"]), rows=tuple(rows)))
+        groups.append(Group(**facts, assumed=tuple(group["assumed"]), rows=filled_rows(group, models)))
     return groups
-
-
-def scenario_document(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row as a scenario file has it."""
-    document: dict[str, Any] = {"layout": {}, "training": {}, "assumptions": {}}
-    if "scenario" in row:
-        document |= yaml.safe_load((SCENARIOS / f"{row['scenario']}.yaml").read_text(encoding="utf-8"))
-    document["name"] = row["id"]
-    document |= {key: row[key] for key in ("model", "cluster", "devices") if key in row}
-    document["layout"] |= {key: row[key] for key in LAYOUT if key in row}
-    document["training"] |= {key: row[key] for key in TRAINING if key in row}
-    document["assumptions"] |= {key: row[key] for key in ASSUMPTIONS if key in row}
-    document["training"]["overlap"] = {
-        axis: row[f"overlap_{axis}"] for axis in ("dp", "tp") if f"overlap_{axis}" in row
-    }
-    if isinstance(row.get("model"), dict) and row["model"].get("positions") == "learned":
-        document["model"] = {**row["model"], "max_positions": document["training"]["sequence_length"]}
-    if row.get("vpp", 1) > 1:
-        document["schedule"] = "interleaved-1f1b"
-    if "edge_layers" in row:  # first and last stage have one layer, as embedding and loss count as one
-        document["layout"]["stages"] = [1] + [2] * (row["pp"] * row["vpp"] - 2) + [1]
-    return document
 
 
 def simulate_row(row: Mapping[str, Any], folder: Path, overrides: Mapping[str, str]) -> Result:
     """Returns the prediction of a row beside its measurement."""
     path = folder / "scenario.yaml"
-    path.write_text(yaml.safe_dump(scenario_document(row)), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(scenario_document(row, assumptions={key: row[key] for key in ASSUMPTIONS if key in row})),
+        encoding="utf-8",
+    )
     scenario = read_scenario(path, overrides)
     report = summarise(run_steps(scenario))
     measured_s = measured_step_s(row, scenario, report)
@@ -128,14 +90,7 @@ def simulate_row(row: Mapping[str, Any], folder: Path, overrides: Mapping[str, s
         devices=scenario.devices,
         predicted_s=report.step.time_s,
         measured_s=measured_s,
-        predicted_gib=max(_allocated_bytes(entry) for entry in report.memory.classes) / GIB,
-        measured_gib=row.get("allocated_gib"),
     )
-
-
-def _allocated_bytes(memory: ClassMemory) -> int:
-    """Bytes that PyTorch's allocator counts: all but the device context and the communicators' buffers."""
-    return memory.peak_bytes - memory.steady["framework"] - memory.steady["communication"]
 
 
 def measured_step_s(row: Mapping[str, Any], scenario: Scenario, report: Report) -> float:
@@ -196,15 +151,8 @@ def tables(done: Sequence[tuple[Group, Sequence[Result]]]) -> str:
         lines.append(_summary("all fitted rows", "fit", fitted))
     for group, results in done:
         lines += ["", f"### {group.name}", "", f"Source: {group.source}.", f"Assumed: {'; '.join(group.assumed)}.", ""]
-        has_memory = any(each.measured_gib is not None for each in results)
-        more = " predicted GiB | measured GiB | error |" if has_memory else ""
-        lines.append("| run | devices | predicted s | measured s | error |" + more)
-        lines.append("| --- | --: | --: | --: | --: |" + (" --: | --: | --: |" if has_memory else ""))
+        lines += ["| run | devices | predicted s | measured s | error |", "| --- | --: | --: | --: | --: |"]
         lines += [_row(each) for each in results]
-        if has_memory:
-            errors = [each.memory_error for each in results if each.memory_error is not None]
-            absolute, bias = fmean(map(abs, errors)), fmean(errors)
-            lines += ["", f"Peak memory: mean absolute error {100 * absolute:.1f}%, bias {100 * bias:+.1f}%."]
     return "\n".join(lines) + "\n"
 
 
@@ -216,8 +164,6 @@ def _row(result: Result) -> str:
         _seconds(result.measured_s),
         f"{100 * result.error:+.1f}%",
     ]
-    if result.measured_gib is not None and result.memory_error is not None:
-        cells += [f"{result.predicted_gib:.2f}", f"{result.measured_gib:.2f}", f"{100 * result.memory_error:+.1f}%"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -247,10 +193,8 @@ def main() -> None:
     text = tables(simulate_groups(chosen, {}))
     print(text)
     if options.write:
-        page = PAGE.read_text(encoding="utf-8")
-        head, tail = page.split(BEGIN)[0], page.split(END)[1]
         all_of_it = text if chosen == groups else tables(simulate_groups(groups, {}))
-        PAGE.write_text(f"{head}{BEGIN}\n\n{all_of_it}\n{END}{tail}", encoding="utf-8")
+        write_section(BEGIN, END, all_of_it)
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def local_tokens(tokens: Tokens, workload: Workload, degrees: Degrees) -> Int:
         case Tokens.DISPATCHED | Tokens.ROUTED:
             gathered = degrees.etp if tokens is Tokens.ROUTED else 1
             tokens_of_rank = context_share // degrees.sequence
-            if workload.expert_capacity:
+            if workload.expert_capacity and workload.num_experts:
                 # ceil(cf·k·T/E) tokens for each expert (E3.8).
                 room = np.ceil(workload.expert_capacity * workload.top_k * tokens_of_rank / workload.num_experts)
                 return _whole(room) * workload.num_experts * gathered
