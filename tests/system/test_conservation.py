@@ -214,9 +214,10 @@ def test_every_piece_of_compute_is_done_once_for_each_microbatch(scenario: Scena
             cost = simulated.costs.stages[stage]
             for place, layer in enumerate(cost.layers):
                 choice = choice_at(cost, place, scenario.training)
+                wanted_s += layer.half_recompute_s * choice.keeps_every_other_matmul
                 for block in layer.blocks:
                     forward_s = sum(part.forward_s for part in _pieces(block))
-                    again = choice.whole or block.name in choice.names
+                    again = (choice.whole and not choice.keeps_every_other_matmul) or block.name in choice.names
                     parts_s = 0 if again else sum(block.part_forward_s.get(name, 0) for name in choice.names)
                     wanted_s += forward_s * (1 + again) + parts_s + sum(part.backward_s for part in _pieces(block))
         done_s = int(simulated.timeline.busy_ps[rank, compute]) / PICOSECONDS_PER_SECOND
