@@ -27,7 +27,7 @@ from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel
 from simulator.cost.kernels import KernelModel, elementwise_time_s, gemm_time_s, grouped_gemm_time_s
 from simulator.model.layers import Block, Layer
 from simulator.model.operators import AttentionCore, Convolution, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
-from simulator.model.tensors import Axes, TensorAxis, Tokens
+from simulator.model.tensors import Axes, Element, TensorAxis, Tokens
 from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.formats import activation_format, base_format
@@ -189,7 +189,7 @@ def half_recompute_s(layer: Layer, pricing: Pricing) -> float:
             continue
         forward_s = _price((operator,), pricing).forward_s
         if operator in products:
-            results = len(operator.writes)
+            results = sum(tensor.element is not Element.QUANTISED_COPY for tensor in operator.writes)
             again = sum((place + number) % 2 for number in range(results))
             forward_s *= again / results
             place += results

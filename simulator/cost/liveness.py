@@ -289,7 +289,12 @@ class _Walk:
     def _every_other_matmul(self) -> tuple[str, ...]:
         """Results of the first, third, fifth matrix product, and of attention, statistics included."""
         linear = [operator for operator in self.operators if isinstance(operator, MatMul | ExpertMatMul)]
-        products = [name for operator in linear for name in self.writes(operator)]
+        products = [
+            name
+            for operator in linear
+            for name in self.writes(operator)
+            if self.tensors[name].element is not Element.QUANTISED_COPY
+        ]
         attention = [
             name
             for operator in self.operators

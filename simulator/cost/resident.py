@@ -42,6 +42,8 @@ def resident(rules: MemoryRules, shares: Sequence[StageShare]) -> tuple[Held, ..
     return (
         *held,
         _held("placeholders of weight gradients", Memory.GRADIENTS, _placeholder_bytes(rules, shares)),
+        _held("gradients as autograd makes them", Memory.GRADIENTS, _raw_gradient_bytes(rules, shares)),
+        _held("buckets of gradients and parameters", Memory.TEMPORARY, assumptions.bucket_buffers),
         _held("workspaces of GEMMs", Memory.TEMPORARY, workspaces * assumptions.gemm_workspace),
         _held(
             "buffers of communicators",
@@ -50,6 +52,12 @@ def resident(rules: MemoryRules, shares: Sequence[StageShare]) -> tuple[Held, ..
         ),
         _held("device context", Memory.FRAMEWORK, assumptions.device_context),
     )
+
+
+def _raw_gradient_bytes(rules: MemoryRules, shares: Sequence[StageShare]) -> Int:
+    if rules.zero >= 3 or not rules.assumptions.raw_gradients:
+        return 0
+    return rules.weight_gradient_bytes * sum(share.num_parameters for share in shares)
 
 
 def levels_of(held: Iterable[Held]) -> Levels:

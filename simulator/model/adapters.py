@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from simulator.model.layers import Block, Layer, LayerKind, Model
 from simulator.model.operators import ExpertMatMul, MatMul, Operator
-from simulator.model.tensors import Axes, Tensor, TensorAxis, Tokens, Weight
+from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
 
 
 def with_adapters(model: Model, *, rank: int, targets: Sequence[str] | None = None) -> Model:
@@ -78,7 +78,7 @@ def _frozen(operator: Operator) -> Operator:
     if not isinstance(operator, MatMul | ExpertMatMul):
         return replace(operator, weights=weights)
     made = {tensor.name for tensor in operator.writes}
-    saves = tuple(name for name in operator.saves if name in made)
+    saves = tuple(name for name in _without_copies(operator) if name in made)
     return replace(operator, weights=weights, saves=saves, gathers_again=(), frozen=True)
 
 
@@ -97,6 +97,7 @@ def _adapters(operator: MatMul | ExpertMatMul, rank: int, targets: Sequence[str]
             operator,
             name=f"{weight.name} adapter A",
             outputs=latent,
+            saves=_without_copies(operator),
             weights=(Weight(name=f"{weight.name}_a", axes=experts + operator.inputs + latent),),
             writes=(low,),
         )
@@ -111,6 +112,12 @@ def _adapters(operator: MatMul | ExpertMatMul, rank: int, targets: Sequence[str]
             gathers_again=(),
             writes=(made,),
         )
+
+
+def _without_copies(operator: MatMul | ExpertMatMul) -> tuple[str, ...]:
+    """What an operator saves, without quantised copies: those serve the gradient of its own weight."""
+    copies = {tensor.name for tensor in operator.writes if tensor.element is Element.QUANTISED_COPY}
+    return tuple(name for name in operator.saves if name not in copies)
 
 
 def _can_adapt(operator: Operator) -> bool:

@@ -115,7 +115,7 @@ def attention_operators(
             causal=causal,
             window=window,
         ),
-        output_projection(spec, heads),
+        output_projection(spec, heads, kernels),
     )
 
 
@@ -172,7 +172,7 @@ def cross_attention_block(
                 causal=False,
                 memory_tokens=memory_tokens,
             ),
-            output_projection(spec, heads),
+            output_projection(spec, heads, kernels),
             reduced("attention", "projected attention", spec.hidden),
         ),
         exit=block_exit(

@@ -92,7 +92,8 @@ def core(
         name="attention output",
         tokens=Tokens.TENSOR,
         features=(heads, (TensorAxis.HEAD_DIM, value_head_dim)),
-        element=Element.GEMM_INPUT,
+        # A flash kernel's backward needs its output as it was; the next GEMM keeps a copy of its own (E3.9).
+        element=Element.COMPUTE if kernels.flash_attention else Element.GEMM_INPUT,
     )
     made: tuple[Tensor, ...]
     workspace: tuple[Tensor, ...] = ()
@@ -129,9 +130,19 @@ def core(
     )
 
 
-def output_projection(spec: ModelSpec, heads: Axes) -> MatMul:
+def output_projection(spec: ModelSpec, heads: Axes, kernels: Kernels) -> MatMul:
     """Returns the linear layer behind the core; it writes `projected attention`."""
     hidden: Axes = ((TensorAxis.HIDDEN, spec.hidden),)
+    copies: tuple[Tensor, ...] = ()
+    if kernels.flash_attention:
+        copies = (
+            Tensor(
+                name="quantised attention output",
+                tokens=Tokens.TENSOR,
+                features=heads,
+                element=Element.QUANTISED_COPY,
+            ),
+        )
     return MatMul(
         name="output projection",
         tokens=Tokens.TENSOR,
@@ -139,6 +150,6 @@ def output_projection(spec: ModelSpec, heads: Axes) -> MatMul:
         outputs=hidden,
         weights=linear("output", heads, hidden, bias=spec.has_bias(Bias.ATTENTION_OUTPUT)),
         reads=("attention output",),
-        saves=("attention output",),
-        writes=(on_tensor("projected attention", hidden),),
+        saves=("attention output", *(copy.name for copy in copies)),
+        writes=(on_tensor("projected attention", hidden), *copies),
     )

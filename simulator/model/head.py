@@ -88,7 +88,7 @@ def _language_block(
         tokens=Tokens.TENSOR,
         features=vocab,
         # The model's output, a variable of an eager training loop, holds them until the loss is there.
-        until_block_ends=kernels.cross_entropy is CrossEntropy.EAGER,
+        until_block_ends=kernels.cross_entropy.is_eager,
     )
     projection = MatMul(
         name="head projection",
@@ -195,7 +195,8 @@ def cross_entropy(logits: Tensor, kind: CrossEntropy) -> tuple[Streamed, ...]:
     Fused: the gradient is written over the logits. Unfused: an fp32 copy becomes the softmax in place and is saved;
     its gradient is written over it, then cast. Eager: a cast, a log-softmax and a mean, with a tensor and a gradient
     each; forward holds 10 bytes a logit (16-bit logits, fp32 copy, log-softmax), backward 12 (log-softmax, its
-    gradient, that of the copy). Source: E3.10; torch.nn.functional.cross_entropy.
+    gradient, that of the copy), and 2 more where the training loop keeps the logits. Source: E3.10;
+    torch.nn.functional.cross_entropy.
     """
     prefix = "" if logits.name == "logits" else f"{logits.name} "
     if kind is CrossEntropy.FUSED:
@@ -207,7 +208,12 @@ def cross_entropy(logits: Tensor, kind: CrossEntropy) -> tuple[Streamed, ...]:
         return (replace(loss, reads=(logits.name,), writes=(softmax,), saves=(softmax.name,)),)
     copy, logarithm = _in_fp32(f"{prefix}fp32 logits", logits), _in_fp32(f"{prefix}fp32 log-softmax", logits)
     return (
-        replace(_over_logits("cast of logits", logits, *CAST_BYTES), reads=(logits.name,), writes=(copy,)),
+        replace(
+            _over_logits("cast of logits", logits, *CAST_BYTES),
+            reads=(logits.name,),
+            writes=(copy,),
+            saves=(logits.name,) if kind is CrossEntropy.EAGER_KEPT else (),
+        ),
         replace(
             _over_logits("log-softmax", logits, *LOG_SOFTMAX_BYTES),
             reads=(copy.name,),

@@ -15,6 +15,13 @@ class CrossEntropy(StrEnum):
     """The gradient is written over the logits; no fp32 copy (E3.10)."""
     EAGER = "eager"
     """An fp32 copy, its log-softmax beside it, and a gradient of each: `torch.nn.functional.cross_entropy`."""
+    EAGER_KEPT = "eager-kept"
+    """The same where the training loop holds the logits until backward is over (Hugging Face's `outputs.logits`)."""
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether every step of it is an operator of its own."""
+        return self in (CrossEntropy.EAGER, CrossEntropy.EAGER_KEPT)
 
 
 class ExpertWeighting(StrEnum):

@@ -90,7 +90,7 @@ def latent_attention_block(
                 kernels=kernels,
                 window=window,
             ),
-            output_projection(spec, values),
+            output_projection(spec, values, kernels),
             reduced("attention", "projected attention", spec.hidden),
         ),
         exit=block_exit(

@@ -57,6 +57,9 @@ class Element(StrEnum):
     """The 16-bit (or fp32) activation type."""
     GEMM_INPUT = "gemm_input"
     """Input of a matrix multiplication: one byte and its scale under fp8 compute, less in nvfp4 (E3.9)."""
+    QUANTISED_COPY = "quantised_copy"
+    """A copy for a matrix multiplication beside a tensor that something else keeps: nothing unless compute is in
+    eight bits or fewer."""
     MASK = "mask"
     """Dropout mask, one byte."""
     FP32 = "fp32"

@@ -62,7 +62,8 @@ class Assumptions(BaseModel):
     cross_entropy: CrossEntropy = Field(
         CrossEntropy.UNFUSED,
         description="unfused works in place on an fp32 copy of the logits (Megatron-LM, E3.10); fused writes the "
-        "gradient over them; eager holds log-softmax and both fp32 gradients (torch.nn.functional.cross_entropy).",
+        "gradient over them; eager holds log-softmax and both fp32 gradients (torch.nn.functional.cross_entropy), "
+        "eager-kept the logits beside them as well.",
     )
     norm_kernel: Fusion = Field(
         Fusion.FUSED, description="unfused norms keep an fp32 copy of their input and the normalised tensor."
@@ -87,6 +88,16 @@ class Assumptions(BaseModel):
     )
     free_gradients: bool = Field(
         True, description="zero 3: sharded gradients do not exist outside backward and update (zero_grad sets None)."
+    )
+    raw_gradients: bool = Field(
+        False,
+        description="What autograd makes stays beside the gradient buffers it is added to, over the whole step "
+        "(DeepSpeed's bf16 optimizer: 2 bytes a parameter beside its fp32 gradients); zero 3 has none.",
+    )
+    bucket_buffers: Bytes = Field(
+        0,
+        description="Copies of gradients and parameters on their way, resident: DeepSpeed's reduce and all-gather "
+        "buckets of 5e8 elements each (E3.4), the buckets of torch DDP without gradient_as_bucket_view.",
     )
     gemm_workspace: Bytes = Field(
         32 << 20,

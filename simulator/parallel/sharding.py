@@ -173,7 +173,9 @@ def tensor_bytes(tensor: Tensor, workload: Workload, degrees: Degrees) -> Int:
             return 8 * count
         case Element.FP32:
             return 4 * count
-        case Element.GEMM_INPUT if workload.compute.is_quantised:
+        case Element.QUANTISED_COPY if not workload.compute.is_quantised:
+            return 0 * count
+        case Element.GEMM_INPUT | Element.QUANTISED_COPY if workload.compute.is_quantised:
             return activation_format(workload.compute, workload.scaling).bytes_of(count)
         case _:
             return activation_bytes(workload.compute) * count

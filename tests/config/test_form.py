@@ -213,7 +213,10 @@ def test_choice_or_number(tmp_path: Path) -> None:
 
 def test_choice_or_mapping(tmp_path: Path) -> None:
     message = refused(tmp_path, SCENARIO + "  recompute: ful\n")
-    assert "training.recompute: expected none, selective, full, every_other_matmul or a mapping of keys, got 'ful'\n" in message
+    assert (
+        "training.recompute: expected none, selective, full, every_other_matmul or a mapping of keys, got 'ful'\n"
+        in message
+    )
     assert "mend: did you mean full?" in message
     message = refused(tmp_path, SCENARIO + "  precision: {compute: bf61, fooo: 1, master: nope}\n")
     assert "training.precision.compute: 'bf61' is not one of fp32, tf32, bf16, fp16, fp8, mxfp8, nvfp4\n" in message
