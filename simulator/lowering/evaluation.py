@@ -9,19 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from simulator.cost.memory import MEMORY
-from simulator.cost.pricing import workload_of
+from simulator.cost.memory import MEMORY, Levels
+from simulator.cost.pricing import memory_rules
 from simulator.cost.resident import levels_of, resident
 from simulator.cost.shares import share_stages
-from simulator.cost.stage_memory import MemoryRules
-from simulator.lowering.memory_walk import RankMemory, walk_step
+from simulator.lowering.memory_walk import RankMemory, stages_of_ranks, walk_step
 from simulator.model.decoder import build_model
 from simulator.model.kernels import Kernels
 from simulator.model.layers import Model
 from simulator.model.spec import ModelSpec
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
+from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
-from simulator.parallel.stages import split_into_stages
+from simulator.parallel.stages import Stage, split_into_stages
 from simulator.schedule import PipelineSchedule, build_schedule
 
 ROUNDS = {"1f1b": 1, "interleaved-1f1b": 2}
@@ -59,22 +59,20 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
     """
     layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
     degrees = resolve_degrees(layout, devices=scenario.devices)
-    model = _model(scenario.model, training.sequence_length, assumptions.kernels)
-    workload = workload_of(model, layout, training, assumptions)
-    stages = split_into_stages(model, layout, degrees)
-    shares = share_stages(model, stages, degrees, training, vocab_padding=workload.vocab_padding)
-    rules = MemoryRules(
-        workload=workload,
-        degrees=degrees,
-        training=training,
-        assumptions=assumptions,
-        has_experts=model.spec.experts is not None,
-    )
+    cut = Layout(pp=layout.pp, vpp=layout.vpp, stages=layout.stages)
+    model, stages = _stages(scenario.model, training.sequence_length, assumptions.kernels, cut)
+    rules = memory_rules(model, layout, degrees, training, assumptions)
+    shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
     microbatches = enough_microbatches(scenario.schedule, layout.pp, num_microbatches(training, degrees))
     schedule = _schedule(scenario.schedule, layout.pp, layout.vpp, microbatches)
-    initial = [
-        levels_of(resident(rules, [shares[stage] for stage in schedule.stages_of(rank)])) for rank in range(schedule.pp)
-    ]
+    known: dict[object, Levels] = {}
+    initial = []
+    for stages_of_rank in stages_of_ranks(schedule):
+        own = [shares[stage] for stage in stages_of_rank]
+        key = tuple((share.stage.key, share.stage.tied_copy is not None) for share in own)
+        if key not in known:
+            known[key] = levels_of(resident(rules, own))
+        initial.append(known[key])
     return MemoryEvaluation(ranks=walk_step(rules, shares, schedule, initial))
 
 
@@ -91,6 +89,13 @@ def enough_microbatches(schedule: str, pp: int, microbatches: int) -> int:
 @lru_cache(maxsize=32)
 def _model(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> Model:
     return build_model(spec, sequence_length=sequence_length, kernels=kernels)
+
+
+@lru_cache(maxsize=256)
+def _stages(spec: ModelSpec, sequence_length: int, kernels: Kernels, cut: Layout) -> tuple[Model, tuple[Stage, ...]]:
+    """Returns the model and its stages, which depend on no more of a layout than `cut` has."""
+    model = _model(spec, sequence_length, kernels)
+    return model, split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp))
 
 
 @lru_cache(maxsize=256)

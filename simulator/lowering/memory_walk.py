@@ -5,7 +5,7 @@ What repeats is walked once: equal stages, equal passes of a stage, equal layers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
@@ -13,8 +13,8 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from simulator.cost.memory import MEMORY, ZERO, Levels, Swing
-from simulator.cost.shares import StageShare
+from simulator.cost.memory import MEMORY, ZERO, Levels
+from simulator.cost.shares import LayerShare, StageShare
 from simulator.cost.stage_memory import At, MemoryRules, PassMemory
 from simulator.parallel.training import FullRecompute
 from simulator.schedule import PipelineSchedule
@@ -53,51 +53,71 @@ def walk_step(
         schedule: the order of actions.
         initial: of each pipeline rank, the level before the step.
     """
-    orders = _orders(schedule)
     passes = _Passes(rules=rules, last_stage=schedule.num_stages - 1)
-    ranks = []
-    for rank in range(schedule.pp):
-        chunks = [shares[stage] for stage in schedule.stages_of(rank)]
-        ranks.append(_walk_rank(passes, chunks, orders[rank], initial[rank]))
-    return tuple(ranks)
+    alike: dict[object, list[tuple[int, _Order]]] = {}
+    for rank, order in enumerate(_orders(schedule)):
+        chunks = tuple(passes.key(shares[stage]) for stage in order.stages)
+        alike.setdefault((chunks, order.used, len(order.kinds), initial[rank]), []).append((rank, order))
+    found: dict[int, RankMemory] = {}
+    for ranks in alike.values():
+        first, order = ranks[0]
+        walked = _walk_ranks(
+            passes, [shares[stage] for stage in order.stages], [order for _, order in ranks], initial[first]
+        )
+        found |= zip((rank for rank, _ in ranks), walked, strict=True)
+    return tuple(found[rank] for rank in range(schedule.pp))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Order:
     """The passes of a pipeline rank, each as the number of its kind."""
 
+    stages: tuple[int, ...]
+    """Virtual stages of the rank."""
     kinds: IntArray
     """Kind of each action in order: (direction, chunk, first, last) as one number; shape [actions]."""
     used: tuple[int, ...]
     """Kinds that occur."""
 
 
+def stages_of_ranks(schedule: PipelineSchedule) -> tuple[tuple[int, ...], ...]:
+    """Returns the virtual stages of every pipeline rank."""
+    return tuple(order.stages for order in _orders(schedule))
+
+
 @lru_cache(maxsize=64)
 def _orders(schedule: PipelineSchedule) -> tuple[_Order, ...]:
     """Returns the order of every rank; a schedule is compared by identity."""
+    stages: list[list[int]] = [[] for _ in range(schedule.pp)]
+    for stage, holder in enumerate(schedule.stage_to_rank):
+        stages[holder].append(stage)
     found = []
-    for rank, actions in enumerate(schedule.ranks):
-        codes, stages, microbatches = actions.T
-        own = schedule.stages_of(rank)
-        chunk_of = np.searchsorted(np.array(own), stages)
+    for own, actions in zip(stages, schedule.ranks, strict=True):
+        codes, of_action, microbatches = actions.T
+        chunk_of = np.searchsorted(np.array(own), of_action)
         is_first, is_last = microbatches == 0, microbatches == schedule.microbatches - 1
         kinds = ((codes == BACKWARD_CODE) * len(own) + chunk_of) * PLACES + is_first * 2 + is_last
-        found.append(_Order(kinds=kinds.astype(np.int64), used=tuple(np.unique(kinds).tolist())))
+        found.append(_Order(stages=tuple(own), kinds=kinds.astype(np.int64), used=tuple(np.unique(kinds).tolist())))
     return tuple(found)
 
 
-def _walk_rank(passes: _Passes, chunks: list[StageShare], order: _Order, initial: Levels) -> RankMemory:
-    peaks, nets = passes.table(chunks, order.used)
-    net = nets.sum(axis=1)[order.kinds]
-    highest = np.cumsum(net) - net + peaks.sum(axis=1)[order.kinds]
-    at = int(highest.argmax())
-    before = np.bincount(order.kinds[:at], minlength=len(nets)) @ nets
-    start = np.array(initial, dtype=np.int64)
-    best = max(tuple((start + before + peaks[order.kinds[at]]).tolist()), initial, key=sum)
-    level = start + np.bincount(order.kinds, minlength=len(nets)) @ nets
+def _walk_ranks(
+    passes: _Passes, chunks: list[StageShare], orders: list[_Order], initial: Levels
+) -> Iterator[RankMemory]:
+    """Yields the memory of ranks whose stages are alike, each in its own order of as many actions."""
+    peaks, nets = passes.table(chunks, orders[0].used)
     end_peak, end_net = passes.end(chunks)
-    at_end = tuple((level + end_peak).tolist())
-    return RankMemory(at_peak=max(best, at_end, key=sum), final=tuple((level + end_net).tolist()))
+    start = np.array(initial, dtype=np.int64)
+    kinds = np.stack([order.kinds for order in orders])
+    net = nets.sum(axis=1)[kinds]
+    highest = net.cumsum(axis=1) - net + peaks.sum(axis=1)[kinds]
+    # All of them run the same passes, each in its own order.
+    level = start + np.bincount(kinds[0], minlength=len(nets)) @ nets
+    outside = max(initial, tuple((level + end_peak).tolist()), key=sum)
+    final = tuple((level + end_net).tolist())
+    for own, at in zip(kinds, highest.argmax(axis=1).tolist(), strict=True):
+        inside = start + np.bincount(own[:at], minlength=len(nets)) @ nets + peaks[own[at]]
+        yield RankMemory(at_peak=max(tuple(inside.tolist()), outside, key=sum), final=final)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +130,7 @@ class _Passes:
 
     def table(self, chunks: list[StageShare], used: tuple[int, ...]) -> tuple[IntArray, IntArray]:
         """Returns for each kind of pass its change up to the highest point and its net change: [kinds, categories]."""
-        key = ("table", used, *(self._key(share) for share in chunks))
+        key = ("table", used, *(self.key(share) for share in chunks))
         if key not in self.known:
             rows = np.zeros((2, used[-1] + 1, len(MEMORY)), dtype=np.int64)
             for kind in used:
@@ -123,18 +143,17 @@ class _Passes:
 
     def end(self, chunks: list[StageShare]) -> tuple[IntArray, IntArray]:
         """Returns the same of the end of the step, which begins where the last pass has ended."""
-        key = ("end", *(self._key(share) for share in chunks))
+        key = ("end", *(self.key(share) for share in chunks))
         if key not in self.known:
-            meter = _Meter()
-            for chunk, share in enumerate(chunks):
-                meter.pass_by(self.rules.end_of_step(share, chunk=chunk))
-            for part in self.rules.update(chunks):
-                meter.pass_by(part)
-            self.known[key] = meter.extremes()
+            rules = self.rules
+            short = [(share, {}) if rules.frees_gradients_in_buckets else self._shortened(share) for share in chunks]
+            swings = [at for chunk, (share, _) in enumerate(short) for at in rules.end_of_step(share, chunk=chunk)]
+            swings += [at for part in rules.update([share for share, _ in short]) for at in part]
+            self.known[key] = _end_extremes(swings, [left_out for _, left_out in short])
         return self.known[key]
 
     def _levels(self, share: StageShare, *, is_backward: bool, first: bool, last: bool) -> tuple[IntArray, IntArray]:
-        key = (self._key(share), is_backward, first, last)
+        key = (self.key(share), is_backward, first, last)
         if key not in self.known:
             keeps = self._keeps_output(share)
             in_buckets = is_backward and last and self.rules.frees_gradients_in_buckets
@@ -146,7 +165,8 @@ class _Passes:
             self.known[key] = _pass_extremes(memory, left_out)
         return self.known[key]
 
-    def _key(self, share: StageShare) -> object:
+    def key(self, share: StageShare) -> object:
+        """Returns what tells the passes of a stage from those of others."""
         return share.stage.key, share.stage.tied_copy is not None, self._keeps_output(share)
 
     def _keeps_output(self, share: StageShare) -> bool:
@@ -158,8 +178,8 @@ class _Passes:
         if isinstance(rules.training.recompute, FullRecompute):
             return share, {}
         edge = EDGE_LAYERS + (rules.assumptions.fsdp_prefetch_layers if rules.zero >= 3 else 0)
-        layers = []
-        left_out = {}
+        layers: list[LayerShare] = []
+        left_out: dict[int, int] = {}
         for _, run in groupby(share.layers, key=id):
             same = list(run)
             surplus = len(same) - 2 * edge - 1
@@ -187,36 +207,46 @@ def _pass_extremes(memory: PassMemory, left_out: dict[int, int]) -> tuple[IntArr
     return meter.extremes()
 
 
+def _end_extremes(swings: Iterable[At], left_out: Sequence[dict[int, int]]) -> tuple[IntArray, IntArray]:
+    """Returns the extremes of the end of the step, where each layer's tensors come, or go, one after the other."""
+    meter = _Meter()
+    for at in swings:
+        meter.pass_by((at,))
+        times = 0 if at.chunk is None or at.place is None else left_out[at.chunk].get(at.place, 0)
+        if times:
+            meter.skip((at,), times=times - 1)
+            meter.pass_by((at,))
+    return meter.extremes()
+
+
 class _Meter:
     """The level along swings in a row, from zero."""
 
     def __init__(self) -> None:
-        self._peak, self._level = ZERO, ZERO
+        self._nets: list[Levels] = [ZERO]
         self._total = self._highest = 0
+        self._peak: tuple[int, Levels] = (0, ZERO)
+        """How many net changes come before the highest point, and the change from there."""
 
     def pass_by(self, swings: Iterable[At]) -> None:
         """Adds swings."""
         for at in swings:
-            swing = at.swing
-            if self._total + sum(swing.peak) > self._highest:
-                self._peak = _plus(self._level, swing.peak)
-                self._highest = sum(self._peak)
-            self._add(swing, times=1)
+            peak, net = at.swing.extremes
+            highest = self._total + sum(peak)
+            if highest > self._highest:
+                self._highest = highest
+                self._peak = (len(self._nets), peak)
+            self._nets.append(net)
+            self._total += sum(net)
 
     def skip(self, swings: Iterable[At], *, times: int) -> None:
         """Adds swings so many times, none of which is a new peak."""
         for at in swings:
-            self._add(at.swing, times=times)
+            self._nets.append(tuple(times * net for net in at.swing.net))
+            self._total += sum(self._nets[-1])
 
     def extremes(self) -> tuple[IntArray, IntArray]:
         """Returns the level at the highest point, and the level now."""
-        return np.array(self._peak, dtype=np.int64), np.array(self._level, dtype=np.int64)
-
-    def _add(self, swing: Swing, *, times: int) -> None:
-        change = swing.net if times == 1 else tuple(times * net for net in swing.net)
-        self._level = _plus(self._level, change)
-        self._total = sum(self._level)
-
-
-def _plus(level: Levels, change: Levels) -> Levels:
-    return tuple(now + more for now, more in zip(level, change, strict=True))
+        nets = np.array(self._nets, dtype=np.int64)
+        count, peak = self._peak
+        return nets[:count].sum(axis=0) + np.array(peak, dtype=np.int64), nets.sum(axis=0)
