@@ -17,10 +17,10 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator.cost.liveness import LayerTapes, Splits, WeightGradients, layer_tapes
+from simulator.cost.liveness import LayerTapes, Splits, Tape, WeightGradients, layer_tapes
 from simulator.cost.memory import Held, Memory, Swing, given_back, measured, released, taken
 from simulator.cost.shares import LayerShare, StageShare
-from simulator.model.layers import LayerKind
+from simulator.model.layers import Layer, LayerKind
 from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.layout import ContextMethod
@@ -122,6 +122,11 @@ class MemoryRules:
         assumptions = self.assumptions
         when = assumptions.zero2_reduction if self.zero == 2 else assumptions.zero3_reduction
         return self.zero < 2 or when is GradientReduction.LAST_MICROBATCH
+
+    @property
+    def all_microbatches_are_alike(self) -> bool:
+        """Whether a step's first and last microbatch change memory as all others do: no gradient comes or goes."""
+        return self.zero < 2
 
     @cached_property
     def weight_gradient_bytes(self) -> int:
@@ -339,14 +344,20 @@ class MemoryRules:
         tapes = self.tapes(share, position, begins=bool(begins))
         tape = tapes.forward if begins is None else tapes.backward
         if tape not in self._measured:
-            self._measured[tape] = measured(
-                tape,
-                workload_of_layer(self.workload, share.layers[position].layer),
-                self.degrees,
-                weight_gradient_bytes=self.weight_gradient_bytes,
-                kept_gradient_bytes=self.kept_gradient_bytes,
-            )
+            self._measured[tape] = self._measure(tape, tapes, share.layers[position].layer)
         return At(swing=self._measured[tape], place=position)
+
+    def _measure(self, tape: Tape, tapes: LayerTapes, layer: Layer) -> Swing:
+        twin = tapes.backward if tape is tapes.forward else tapes.forward
+        if twin in self._measured:
+            return Swing(held=self._measured[twin].held, events=tape.events)
+        return measured(
+            tape,
+            workload_of_layer(self.workload, layer),
+            self.degrees,
+            weight_gradient_bytes=self.weight_gradient_bytes,
+            kept_gradient_bytes=self.kept_gradient_bytes,
+        )
 
     def _unsharded(self, share: StageShare, position: int) -> At:
         """Frees the whole gradients of a layer."""

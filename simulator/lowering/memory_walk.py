@@ -153,6 +153,8 @@ class _Passes:
         return self.known[key]
 
     def _levels(self, share: StageShare, *, is_backward: bool, first: bool, last: bool) -> tuple[IntArray, IntArray]:
+        differ = not self.rules.all_microbatches_are_alike
+        first, last = differ and first, differ and is_backward and last
         key = (self.key(share), is_backward, first, last)
         if key not in self.known:
             keeps = self._keeps_output(share)
