@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from simulator.config.scenario import Scenario, read_scenario, read_variants
     from simulator.errors import ScenarioError
     from simulator.report.result import Report
-    from simulator.simulate import simulate
+    from simulator.simulate import evaluate_memory, simulate
 
 __version__ = VERSION
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "ScenarioError",
     "__version__",
     "compare",
+    "evaluate_memory",
     "read_scenario",
     "read_variants",
     "simulate",
@@ -61,6 +62,7 @@ class _Package(ModuleType):
         Scenario = _Lazy("simulator.config.scenario")
         ScenarioError = _Lazy("simulator.errors")
         compare = _Lazy("simulator.compare")
+        evaluate_memory = _Lazy("simulator.simulate")
         read_scenario = _Lazy("simulator.config.scenario")
         read_variants = _Lazy("simulator.config.scenario")
         simulate = _Lazy("simulator.simulate")

@@ -49,6 +49,17 @@ CsvOption = Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Wr
 TraceOption = Annotated[
     str | None, typer.Option("--trace", metavar="FILE", help="Write the timeline for ui.perfetto.dev; - is stdout.")
 ]
+SnapshotOption = Annotated[
+    str | None,
+    typer.Option("--memory-snapshot", metavar="FILE", help="Write a snapshot for pytorch.org/memory_viz; - is stdout."),
+]
+MemoryClassOption = Annotated[
+    str | None,
+    typer.Option("--memory-class", metavar="NAME", help="Rank class of the snapshot, by name or number [the fullest]."),
+]
+ExplainOption = Annotated[
+    bool, typer.Option("--explain", help="Also simulate single changes that save memory, even if the job fits.")
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no report.")]
 FitOption = Annotated[bool, typer.Option("--require-fit", help="Exit with status 3 if the job does not fit.")]
 
@@ -106,28 +117,43 @@ def run(
     json: JsonOption = None,
     csv: CsvOption = None,
     trace: TraceOption = None,
+    memory_snapshot: SnapshotOption = None,
+    memory_class: MemoryClassOption = None,
+    explain: ExplainOption = False,
     quiet: QuietOption = False,
     require_fit: FitOption = False,
 ) -> None:
     """Simulate one scenario and print its report."""
     with _exits():
-        outputs = {"--json": json, "--csv": csv, "--trace": trace}
+        outputs = {"--json": json, "--csv": csv, "--trace": trace, "--memory-snapshot": memory_snapshot}
         files = _checked_files(outputs, [scenario])
+        if memory_class is not None and memory_snapshot is None:
+            why = "it chooses the rank class whose allocations a snapshot shows"
+            mend = "add --memory-snapshot FILE, or leave it out"
+            raise ScenarioError([_violation("--memory-class", "is given without --memory-snapshot", why, mend)])
         from simulator.config.scenario import input_files, read_scenario
 
         resolved = read_scenario(scenario, _overrides(changes))
         _checked_files(outputs, input_files(resolved))
         from simulator.report.tables import report_csv
         from simulator.report.terminal import print_report
-        from simulator.simulate import simulate, simulate_traced
+        from simulator.simulate import Wanted, simulate_in_full
 
+        wanted = Wanted(
+            explain=explain,
+            trace=trace is not None,
+            snapshot=memory_snapshot is not None,
+            memory_class=memory_class,
+        )
         with _working(f"simulating {resolved.name}"):
-            report, timeline = (simulate(resolved), None) if trace is None else simulate_traced(resolved)
+            outcome = simulate_in_full(resolved, wanted)
+        report = outcome.report
         json_text = "" if json is None else _json_text(report.to_dict())
         csv_text = "" if csv is None else report_csv(report)
         _write_text("--json", json, json_text)
         _write_text("--csv", csv, csv_text)
-        _write_trace(trace, timeline)
+        _write_trace(trace, outcome.trace)
+        _write_snapshot(memory_snapshot, outcome.snapshot)
         if not quiet and "-" not in files:
             print_report(report, _console())
         if require_fit and not report.memory.fits:
@@ -161,12 +187,14 @@ def compare(
         from simulator.compare import ranked
         from simulator.report.comparison import comparison_table, print_comparison
         from simulator.report.tables import comparison_csv
-        from simulator.simulate import simulate_traced
+        from simulator.simulate import Wanted, simulate_in_full
 
         with _working(f"simulating {len(resolved)} scenarios"):
             results = ranked(resolved)
         reports = [report for _, report in results]
-        timeline = None if trace is None else simulate_traced(results[0][0])[1]
+        timeline = None
+        if trace is not None:
+            timeline = simulate_in_full(results[0][0], Wanted(levers=False, trace=True)).trace
         everything = {"results": [report.to_dict() for report in reports], "table": comparison_table(reports)}
         json_text = "" if json is None else _json_text(everything)
         csv_text = "" if csv is None else comparison_csv(reports)
@@ -318,6 +346,14 @@ def _write_trace(name: str | None, timeline: Any) -> None:
             _tell(f"the trace leaves out {len(coverage.left_out)} rank classes to stay within a size that viewers open")
 
     write_output("--trace", name, write)
+
+
+def _write_snapshot(name: str | None, recording: Any) -> None:
+    if name is not None:
+        from simulator.outputs import write_binary_output
+        from simulator.report.recording import snapshot_with_peak
+
+        write_binary_output("--memory-snapshot", name, snapshot_with_peak(recording))
 
 
 def _json_text(value: object) -> str:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, BinaryIO, TextIO
 
 from simulator.errors import ScenarioError, Violation
 
@@ -45,7 +45,7 @@ def check_outputs(files: Mapping[str, str | None], *, inputs: tuple[str, ...] = 
 
 
 def write_output(option: str, name: str, write: Callable[[TextIO], object]) -> None:
-    """Writes a file by way of a temporary one beside it, or standard output for `-`.
+    """Writes a text by way of a temporary file beside it, or to standard output for `-`.
 
     Args:
         option: for messages, for example `--json`.
@@ -57,23 +57,44 @@ def write_output(option: str, name: str, write: Callable[[TextIO], object]) -> N
     """
     if name == STANDARD_OUTPUT:
         write(sys.stdout)
+    else:
+        _write_file(option, name, write, {"mode": "w", "encoding": "utf-8", "newline": "\n"})
+
+
+def write_binary_output(option: str, name: str, content: bytes) -> None:
+    """Writes bytes by way of a temporary file beside it, or to standard output for `-`.
+
+    Raises:
+        ScenarioError: the file cannot be written.
+    """
+    if name == STANDARD_OUTPUT:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
         return
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    _write_file(option, name, write, {"mode": "wb"})
+
+
+def _write_file(option: str, name: str, write: Callable[[Any], object], opening: dict[str, str]) -> None:
     path = Path(os.path.realpath(name))
     try:
         if path.exists() and not path.is_file():  # a device or a pipe cannot be replaced
-            with path.open("w", encoding="utf-8") as file:
+            with open(path, **opening) as file:  # type: ignore[call-overload]  # noqa: PTH123
                 write(file)
             return
-        _write_beside(path, write)
+        _write_beside(path, write, opening)
     except OSError as error:
         mend = "make room or choose another place"
         raise ScenarioError([_refused(option, name, f"cannot be written: {error.strerror}", mend)]) from error
 
 
-def _write_beside(path: Path, write: Callable[[TextIO], object]) -> None:
+def _write_beside(path: Path, write: Callable[[Any], object], opening: dict[str, str]) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.", suffix=".part")
     try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:  # noqa: PTH123  (a handle, not a path)
+        with open(handle, **opening) as file:  # type: ignore[call-overload]  # noqa: PTH123  (a handle, not a path)
             write(file)
         Path(temporary).chmod(_mode(path))
         Path(temporary).replace(path)

@@ -5,6 +5,7 @@ Step 1, `read_scenario`, stands in `simulator.config.scenario`, so that a notebo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 
 from simulator.cluster import build_cluster
@@ -13,19 +14,58 @@ from simulator.cost.pricing import price_stages
 from simulator.cost.validity import broken_rules
 from simulator.engine import run
 from simulator.errors import ScenarioError
+from simulator.lowering.evaluation import MemoryEvaluation, evaluate
 from simulator.lowering.step import lower_step
 from simulator.model.adapters import with_adapters
 from simulator.model.decoder import build_model
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
 from simulator.parallel.stages import split_into_stages
-from simulator.report.levers import tried_changes
+from simulator.report.levers import Base, tried_changes
+from simulator.report.recording import record_class
 from simulator.report.result import Lever, Report
-from simulator.report.summary import Simulated, summarise
+from simulator.report.simulated import Simulated
+from simulator.report.snapshot import Recording
+from simulator.report.summary import summarise
 from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
 from simulator.schedule import build_schedule
 
-__all__ = ["run_steps", "simulate", "simulate_traced"]
+__all__ = [
+    "Outcome",
+    "Wanted",
+    "evaluate_memory",
+    "run_steps",
+    "simulate",
+    "simulate_in_full",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is wanted of a simulation beside its figures."""
+
+    levers: bool = True
+    """Changes that may make it fit, if it does not."""
+    explain: bool = False
+    """Changes that lower its memory, also if it fits."""
+    trace: bool = False
+    """The timeline of every task."""
+    snapshot: bool = False
+    """The allocations of one rank class."""
+    memory_class: str | None = None
+    """Name or number of that class; None: the one with the highest peak."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Outcome:
+    """What a simulation gives."""
+
+    report: Report
+    """The figures."""
+    trace: Trace | None
+    """For Perfetto, if wanted."""
+    snapshot: Recording | None
+    """For PyTorch's memory viewer, if wanted."""
 
 
 def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = True) -> Simulated:
@@ -65,30 +105,55 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     )
 
 
-def simulate(scenario: Scenario, *, with_levers: bool = True) -> Report:
+def simulate(scenario: Scenario, *, with_levers: bool = True, explain: bool = False) -> Report:
     """Returns the report of one training step.
 
     Args:
         scenario: what to simulate.
         with_levers: if the job does not fit, also simulate single changes that may mend that.
+        explain: simulate single changes that lower its memory also if it fits.
+
+    Raises:
+        ScenarioError: the scenario breaks a rule.
+    """
+    return simulate_in_full(scenario, Wanted(levers=with_levers, explain=explain)).report
+
+
+def simulate_in_full(scenario: Scenario, wanted: Wanted) -> Outcome:
+    """Returns the report of one training step, and what else is wanted of it.
+
+    Raises:
+        ScenarioError: the scenario breaks a rule, or there is no such rank class.
+    """
+    _require_valid(scenario)
+    simulated = run_steps(scenario, record_spans=wanted.trace)
+    recording = record_class(simulated, wanted.memory_class) if wanted.snapshot else None
+    levers = _levers if wanted.explain else _levers_if_needed if wanted.levers else None
+    return Outcome(
+        report=summarise(simulated, levers=levers),
+        trace=_trace(simulated) if wanted.trace else None,
+        snapshot=recording,
+    )
+
+
+def evaluate_memory(scenario: Scenario) -> MemoryEvaluation:
+    """Returns the memory of every pipeline rank over one training step, without simulating its time.
+
+    The peaks are exactly those of `simulate`. The reserved memory, which needs the allocator, is not among them.
 
     Raises:
         ScenarioError: the scenario breaks a rule.
     """
     _require_valid(scenario)
-    return summarise(run_steps(scenario), levers=_levers if with_levers else None)
+    return evaluate(scenario)
 
 
-def simulate_traced(scenario: Scenario) -> tuple[Report, Trace]:
-    """Returns the report and the timeline of every task, for Perfetto."""
-    _require_valid(scenario)
-    simulated = run_steps(scenario, record_spans=True)
-    trace = Trace(
+def _trace(simulated: Simulated) -> Trace:
+    return Trace(
         program=simulated.step.program,
         timeline=simulated.timeline,
         class_names=tuple(rank_class.name for rank_class in simulated.step.program.classes),
     )
-    return summarise(simulated, levers=_levers), trace
 
 
 def _require_valid(scenario: Scenario) -> None:
@@ -96,5 +161,9 @@ def _require_valid(scenario: Scenario) -> None:
         raise ScenarioError(problems_of(violations, scenario.origin))
 
 
-def _levers(scenario: Scenario) -> tuple[Lever, ...]:
-    return tried_changes(scenario, lambda changed: summarise(run_steps(changed)))
+def _levers(base: Base) -> tuple[Lever, ...]:
+    return tried_changes(base, lambda changed: summarise(run_steps(changed)))
+
+
+def _levers_if_needed(base: Base) -> tuple[Lever, ...]:
+    return () if base.memory.fits else _levers(base)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,6 +28,10 @@ def scenario(tmp_path: Path) -> str:
     return write(tmp_path, SCENARIO)
 
 
+def outcome(report: Any) -> SimpleNamespace:
+    return SimpleNamespace(report=report, trace="timeline", snapshot=None)
+
+
 @pytest.fixture
 def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Simulations give these reports, one after the other, the last one for ever."""
@@ -39,8 +44,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
     # Both are imported before either is changed, as one takes its `simulate` from the other.
     home, comparing = importlib.import_module("simulator.simulate"), importlib.import_module("simulator.compare")
-    monkeypatch.setattr(home, "simulate", simulate)
-    monkeypatch.setattr(home, "simulate_traced", lambda scenario: (simulate(scenario), "timeline"))
+    monkeypatch.setattr(home, "simulate_in_full", lambda scenario, _: outcome(simulate(scenario)))
     monkeypatch.setattr(comparing, "simulate", simulate)
 
     def write_trace(trace: str, file: Any) -> Any:
@@ -55,10 +59,10 @@ def call(*arguments: str) -> Any:
     return CliRunner().invoke(app, list(arguments), prog_name="shardsim")
 
 
-def in_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_process(*arguments: str, text: bool = True, **environment: str) -> subprocess.CompletedProcess[Any]:
     command = [sys.executable, "-c", "from simulator.cli import main; main()", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, check=False, timeout=60
+        command, capture_output=True, text=text, cwd=ROOT, env=os.environ | environment, check=False, timeout=60
     )
 
 
@@ -184,10 +188,51 @@ def test_a_whole_run_through_every_step(tmp_path: Path) -> None:
     assert sorted(each["scenario"]["name"] for each in table) == ["demo", "demo / zero3"]
 
 
+def test_a_snapshot_is_written_whole_and_of_the_class_that_was_named(scenario: str, tmp_path: Path) -> None:
+    fullest, last = tmp_path / "fullest", tmp_path / "last"
+    assert call("run", scenario, "--quiet", "--memory-snapshot", str(fullest)).exit_code == 0
+    named = ("--memory-class", "pipeline rank 1")
+    assert call("run", scenario, "--quiet", "--memory-snapshot", str(last), *named).exit_code == 0
+    snapshots = [pickle.loads(path.read_bytes()) for path in (fullest, last)]
+    assert all(snapshot["device_traces"][0][-1]["action"] == "snapshot" for snapshot in snapshots)
+    names = {frame["name"] for entry in snapshots[1]["device_traces"][0] for frame in entry["frames"]}
+    assert "parameters of stage 1" in names
+    assert "parameters of stage 0" not in names
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fullest", "last", "x.yaml"]
+    done = in_process("run", scenario, "--memory-snapshot", "-", text=False)
+    assert pickle.loads(done.stdout) == snapshots[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--memory-snapshot", "x", "--memory-class", "nobody"],
+            "--memory-class nobody: is not a rank class of this job\n  why:  there are 2: pipeline rank 0, pipeline "
+            "rank 1\n  mend: write one of these names, or a number from 0 to 1\n",
+        ),
+        (["--memory-class", "0"], "--memory-class: is given without --memory-snapshot\n"),
+        (["--memory-snapshot", "-", "--json", "-"], "--memory-snapshot -: is written by --json too\n"),
+    ],
+)
+def test_a_snapshot_of_nothing_is_refused(scenario: str, arguments: list[str], message: str) -> None:
+    result = call("run", scenario, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_explain_tells_the_levers_of_a_job_that_fits(scenario: str) -> None:
+    found = [json.loads(call("run", scenario, "--json", "-", *more).stdout)["memory"] for more in ([], ["--explain"])]
+    assert found[0]["fits"]
+    assert found[0]["levers"] == []
+    assert len(found[1]["levers"]) > 3
+    assert "Single changes that save memory" in call("run", scenario, "--explain").stdout
+
+
 def test_set_changes_the_scenario(scenario: str, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     home = importlib.import_module("simulator.simulate")
-    monkeypatch.setattr(home, "simulate", lambda resolved: seen.append(resolved) or reports[0])
+    monkeypatch.setattr(home, "simulate_in_full", lambda resolved, _: seen.append(resolved) or outcome(reports[0]))
     assert call("run", scenario, "--set", "layout.tp=8", "--set", "layout.tp=4", "--set", "name=a=b").exit_code == 0
     assert (seen[0].layout.tp, seen[0].name) == (4, "a=b")
 
@@ -235,7 +280,7 @@ def test_unwritable_files_exit_2_before_the_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, SCENARIO)
-    monkeypatch.setattr(importlib.import_module("simulator.simulate"), "simulate", None)
+    monkeypatch.setattr(importlib.import_module("simulator.simulate"), "simulate_in_full", None)
     result = call("run", "x.yaml", *files)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -279,7 +324,7 @@ def test_devices_are_written_in_place(scenario: str, reports: list[Any], target:
 
 def test_fault_of_the_program_exits_1(scenario: str, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     home = importlib.import_module("simulator.simulate")
-    monkeypatch.setattr(home, "simulate", lambda _: 1 / 0)
+    monkeypatch.setattr(home, "simulate_in_full", lambda *_: 1 / 0)
     result = call("run", scenario)
     assert result.exit_code == 1
     assert "shardsim: fault of the program: ZeroDivisionError: division by zero" in result.stderr
@@ -290,10 +335,10 @@ def test_fault_of_the_program_exits_1(scenario: str, reports: list[Any], monkeyp
 
 
 def test_interrupt_exits_130(scenario: str, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(_: Any) -> None:
+    def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("simulator.simulate"), "simulate", interrupt)
+    monkeypatch.setattr(importlib.import_module("simulator.simulate"), "simulate_in_full", interrupt)
     result = call("run", scenario)
     assert result.exit_code == 130
     assert result.stderr == "shardsim: interrupted\n"

@@ -32,6 +32,7 @@ MEMORY = tuple(Memory)
 Levels = tuple[Int, ...]
 """Bytes of each category, in the order of `MEMORY`."""
 ZERO: Levels = (0,) * len(MEMORY)
+_PLACES = {category: place for place, category in enumerate(MEMORY)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +59,17 @@ class Swing:
     """(tensor, +1 allocated or -1 freed), in order."""
 
     @cached_property
-    def _extremes(self) -> tuple[Levels, Levels]:
+    def extremes(self) -> tuple[Levels, Levels]:
         """Change of each category up to the highest point, and up to the end: numbers, or arrays of candidates."""
+        if len(self.events) == 1 and isinstance(self.held[self.events[0][0]].bytes, int):
+            number, sign = self.events[0]
+            tensor = self.held[number]
+            place = _PLACES[tensor.category]
+            net = (*ZERO[:place], sign * tensor.bytes, *ZERO[place + 1 :])
+            return (net if sign > 0 else ZERO), net
         sizes = np.array([tensor.bytes for tensor in self.held], dtype=np.int64)
         numbers, signs = np.array(self.events, dtype=np.int64).reshape(-1, 2).T
-        places = np.array([MEMORY.index(tensor.category) for tensor in self.held], dtype=np.int64)
+        places = np.array([_PLACES[tensor.category] for tensor in self.held], dtype=np.int64)
         changes = np.zeros((len(self.events) + 1, len(MEMORY), *sizes.shape[1:]), dtype=np.int64)
         changes[np.arange(1, len(changes)), places[numbers]] = (signs * sizes[numbers].T).T
         levels = changes.cumsum(axis=0)
@@ -73,12 +80,12 @@ class Swing:
     @property
     def peak(self) -> Levels:
         """Change of each category from the start to the highest point; nothing, if it only falls."""
-        return self._extremes[0]
+        return self.extremes[0]
 
     @property
     def net(self) -> Levels:
         """Change of each category from the start to the end."""
-        return self._extremes[1]
+        return self.extremes[1]
 
 
 def taken(name: str, category: Memory, size: Int) -> Swing:

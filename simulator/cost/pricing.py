@@ -12,6 +12,7 @@ from simulator.cost.stage_memory import MemoryRules
 from simulator.cost.update import update_time_s
 from simulator.model.layers import Layer, LayerKind, Model
 from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.degrees import Degrees
 from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.sharding import Workload, workload_of_layer
@@ -97,6 +98,21 @@ def workload_of(model: Model, layout: Layout, training: Training, assumptions: A
     )
 
 
+def memory_rules(
+    model: Model, layout: Layout, degrees: Degrees, training: Training, assumptions: Assumptions
+) -> MemoryRules:
+    """Returns what the memory of every stage depends on."""
+    return MemoryRules(
+        workload=workload_of(model, layout, training, assumptions),
+        degrees=degrees,
+        training=training,
+        assumptions=assumptions,
+        has_experts=model.spec.experts is not None,
+        context=layout.cp_method,
+        reshard_after_forward=layout.reshard_after_forward,
+    )
+
+
 def price_stages(
     model: Model,
     stages: tuple[Stage, ...],
@@ -119,15 +135,7 @@ def price_stages(
         training=training,
     )
     shares = share_stages(model, stages, degrees, training, vocab_padding=pricing.workload.vocab_padding)
-    rules = MemoryRules(
-        workload=pricing.workload,
-        degrees=degrees,
-        training=training,
-        assumptions=assumptions,
-        has_experts=model.spec.experts is not None,
-        context=layout.cp_method,
-        reshard_after_forward=layout.reshard_after_forward,
-    )
+    rules = memory_rules(model, layout, degrees, training, assumptions)
     blocks: dict[Layer, tuple[BlockCost, ...]] = {}
     halves: dict[Layer, float] = {}
     by_key: dict[object, StageCost] = {}

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
-from simulator.cost.liveness import LayerTapes, Splits, WeightGradients, layer_tapes
+from simulator.cost.liveness import LayerTapes, Splits, Tape, WeightGradients, layer_tapes
 from simulator.cost.memory import Held, Memory, Swing, given_back, measured, released, taken
 from simulator.cost.shares import LayerShare, StageShare
-from simulator.model.layers import LayerKind
+from simulator.model.layers import Layer, LayerKind
 from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.layout import ContextMethod
@@ -105,13 +106,17 @@ class MemoryRules:
     """Whether zero 3 frees parameters after each pass; else after the last backward of a step."""
     _measured: dict[object, Swing] = field(default_factory=dict)
     """Swings of layers that were asked for before."""
+    _released: dict[Swing, Swing] = field(default_factory=dict)
+    """What frees the whole gradients that a swing leaves."""
+    _tapes: dict[object, LayerTapes] = field(default_factory=dict)
+    """Tapes of layers that were asked for before; a layer is known by its identity, the stages keep it alive."""
 
-    @property
+    @cached_property
     def zero(self) -> int:
         """ZeRO stage."""
         return int(np.max(self.degrees.zero))
 
-    @property
+    @cached_property
     def reduces_once(self) -> bool:
         """Whether gradients are reduced after the last microbatch only; else after every one."""
         assumptions = self.assumptions
@@ -119,13 +124,18 @@ class MemoryRules:
         return self.zero < 2 or when is GradientReduction.LAST_MICROBATCH
 
     @property
+    def all_microbatches_are_alike(self) -> bool:
+        """Whether a step's first and last microbatch change memory as all others do: no gradient comes or goes."""
+        return self.zero < 2
+
+    @cached_property
     def weight_gradient_bytes(self) -> int:
         """Bytes of an element of a weight's gradient as autograd makes it: of the type that the weight computes in."""
         types = self.training.types
         activation = activation_bytes(types.compute)
         return activation if types.parameters.is_quantised else min(types.parameters.bytes, activation)
 
-    @property
+    @cached_property
     def kept_gradient_bytes(self) -> int:
         """Bytes of an element of a whole gradient that waits for its reduction.
 
@@ -259,12 +269,12 @@ class MemoryRules:
                 ]
         return (_stage(taken(name, Memory.TEMPORARY, size)),), tuple(freed)
 
-    @property
+    @cached_property
     def frees_gradients(self) -> bool:
         """Whether sharded gradients come in the first backward of a step and go after the update."""
         return self.zero >= 3 and self.assumptions.free_gradients
 
-    @property
+    @cached_property
     def frees_gradients_in_buckets(self) -> bool:
         """Whether whole gradients go bucket by bucket, each when the next one is reduced (overlapped)."""
         return self.zero >= 2 and self.reduces_once and self.training.overlap.dp
@@ -296,25 +306,28 @@ class MemoryRules:
         """Returns the tapes of a layer; `begins`: its gradients are not added to those of earlier microbatches."""
         layer = share.layers[position].layer
         among_transformers = position - (share.layers[0].layer.kind is LayerKind.EMBEDDING)
-        dense, expert = self._kept_apart
         # The gradients of repeated layers are added to those of the layer that stores their weights.
         begins = begins and not layer.repeats
+        choice = recompute_choice(self.training, layer.kind, among_transformers)
+        key = (id(layer), choice, begins)
+        if key not in self._tapes:
+            self._tapes[key] = layer_tapes(layer, choice, self._splits(begins=begins))
+        return self._tapes[key]
+
+    def _splits(self, *, begins: bool) -> Splits:
+        dense, expert = self._kept_apart
         resident = (
             WeightGradients.ACCUMULATED if self.assumptions.gradient_accumulation_fusion else WeightGradients.TEMPORARY
         )
-        return layer_tapes(
-            layer,
-            recompute_choice(self.training, layer.kind, among_transformers),
-            Splits(
-                sequence=bool(np.max(self.degrees.sequence) > 1),
-                experts=bool(np.max(self.degrees.ep * self.degrees.etp) > 1),
-                context=self.context if np.max(self.degrees.cp) > 1 else None,
-                gradients=WeightGradients.KEPT if dense and begins else resident,
-                expert_gradients=WeightGradients.KEPT if expert and begins else resident,
-            ),
+        return Splits(
+            sequence=bool(np.max(self.degrees.sequence) > 1),
+            experts=bool(np.max(self.degrees.ep * self.degrees.etp) > 1),
+            context=self.context if np.max(self.degrees.cp) > 1 else None,
+            gradients=WeightGradients.KEPT if dense and begins else resident,
+            expert_gradients=WeightGradients.KEPT if expert and begins else resident,
         )
 
-    @property
+    @cached_property
     def _kept_apart(self) -> tuple[bool, bool]:
         """Whether the gradients of dense and of expert weights are whole for a while, beside their resident shards."""
         degrees = self.degrees
@@ -331,18 +344,27 @@ class MemoryRules:
         tapes = self.tapes(share, position, begins=bool(begins))
         tape = tapes.forward if begins is None else tapes.backward
         if tape not in self._measured:
-            self._measured[tape] = measured(
-                tape,
-                workload_of_layer(self.workload, share.layers[position].layer),
-                self.degrees,
-                weight_gradient_bytes=self.weight_gradient_bytes,
-                kept_gradient_bytes=self.kept_gradient_bytes,
-            )
+            self._measured[tape] = self._measure(tape, tapes, share.layers[position].layer)
         return At(swing=self._measured[tape], place=position)
+
+    def _measure(self, tape: Tape, tapes: LayerTapes, layer: Layer) -> Swing:
+        twin = tapes.backward if tape is tapes.forward else tapes.forward
+        if twin in self._measured:
+            return Swing(held=self._measured[twin].held, events=tape.events)
+        return measured(
+            tape,
+            workload_of_layer(self.workload, layer),
+            self.degrees,
+            weight_gradient_bytes=self.weight_gradient_bytes,
+            kept_gradient_bytes=self.kept_gradient_bytes,
+        )
 
     def _unsharded(self, share: StageShare, position: int) -> At:
         """Frees the whole gradients of a layer."""
-        return At(swing=released(self._during(share, position, begins=True).swing, Memory.GRADIENTS), place=position)
+        swing = self._during(share, position, begins=True).swing
+        if swing not in self._released:
+            self._released[swing] = released(swing, Memory.GRADIENTS)
+        return At(swing=self._released[swing], place=position)
 
     def _sharded(self, share: StageShare, position: int, change: Change) -> At:
         """The rank's shard of a layer's gradients."""
@@ -365,7 +387,7 @@ class MemoryRules:
     def _restored(self, share: StageShare, position: int, change: Change) -> tuple[At, ...]:
         """The 16-bit copy of a quantised frozen weight."""
         size = share.layers[position].restored_bytes
-        if not np.any(size):
+        if not (size if isinstance(size, int) else np.any(size)):
             return ()
         return (At(swing=change("restored weight", Memory.TEMPORARY, size), place=position),)
 

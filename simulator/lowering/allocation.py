@@ -25,6 +25,8 @@ STREAMS = {ALL_GATHER_BUFFER: 1, SHARDED_GRADIENTS: 2}
 """Tensors that torch's FSDP allocates on a stream of its own; all others are those of the compute stream, 0."""
 _Place = tuple[int | None, str]
 """Position of a layer in its stage, and a name there."""
+GRADIENT_OF = "gradient of "
+"""How the tapes call a gradient."""
 RESIDENT = "resident"
 """The action of what is there before the step."""
 
@@ -100,9 +102,8 @@ class _Slots:
 
     def number(self, held: Held, *, chunk: int | None, place: object, layer: int) -> int:
         """Returns the number of a tensor's slot."""
-        key = (chunk, place, held.category)
-        if place is None:
-            key = (chunk, held.name, held.category)
+        # Buffers of one name may differ in size between the passes.
+        key = (chunk, held.name if place is None else place, held.category, int(held.bytes))
         if key not in self._numbers:
             self._numbers[key] = len(self.held)
             self.held.append(held)
@@ -151,24 +152,24 @@ class _Names:
     def of(self, place: int | None, name: str) -> _Place:
         """Returns the layer and the name under which a tensor is known."""
         if place is None:
-            return self.gradients[0] if name == f"gradient of {STAGE_INPUT}" else (None, name)
+            return self.gradients[0] if name == f"{GRADIENT_OF}{STAGE_INPUT}" else (None, name)
         layer, tapes, last = self.share.layers[place].layer, self.tapes[place], len(self.tapes) - 1
         if name == tapes.given_gradient:
             return self.gradients[place + 1]
         if name == tapes.handed_gradient:
             return self.gradients[place]
         if name == layer.input.name:
-            return (
-                (None, STAGE_INPUT)
-                if place == 0
-                else self.of(place - 1, self.share.layers[place - 1].layer.output or "")
-            )
-        return (None, STAGE_OUTPUT) if name == layer.output and place == last else (place, name)
+            return (None, STAGE_INPUT) if place == 0 else self.of(place - 1, self._output(place - 1))
+        return (None, STAGE_OUTPUT) if name == self._output(place) and place == last else (place, name)
+
+    def _output(self, place: int) -> str:
+        """The name under which a layer's tapes know its output, which may have been gathered from another tensor."""
+        return self.tapes[place].given_gradient.removeprefix(GRADIENT_OF)
 
 
 def _names(share: StageShare, rules: MemoryRules) -> _Names:
     tapes = tuple(rules.tapes(share, position) for position in range(len(share.layers)))
-    found: list[_Place] = [(None, f"gradient of {STAGE_OUTPUT}")]
+    found: list[_Place] = [(None, f"{GRADIENT_OF}{STAGE_OUTPUT}")]
     for place in range(len(tapes) - 1, -1, -1):
         passed_on = tapes[place].handed_gradient == tapes[place].given_gradient
         found.append(found[-1] if passed_on else (place, tapes[place].handed_gradient))

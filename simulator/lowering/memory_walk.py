@@ -1,17 +1,30 @@
-"""The memory of a step without its time: the swings of a rank's actions, added up in the order of the program."""
+"""The memory of a step without its time: the swings of a rank's actions, added up in the order of the program.
+
+What repeats is walked once: equal stages, equal passes of a stage, equal layers in the middle of a stage.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import groupby
 
 import numpy as np
+import numpy.typing as npt
 
-from simulator.cost.memory import MEMORY, ZERO, Levels, along
-from simulator.cost.shares import StageShare
-from simulator.cost.stage_memory import MemoryRules
+from simulator.cost.memory import MEMORY, ZERO, Levels
+from simulator.cost.shares import LayerShare, StageShare
+from simulator.cost.stage_memory import At, MemoryRules, PassMemory
+from simulator.parallel.training import FullRecompute
 from simulator.schedule import PipelineSchedule
 from simulator.schedule.actions import BACKWARD_CODE
+
+IntArray = npt.NDArray[np.int64]
+EDGE_LAYERS = 2
+"""Layers at each end of a row of equal ones that may differ from those in its middle, beside those gathered ahead."""
+PLACES = 4
+"""First and last microbatch of a step or not: passes of a stage in one direction that may differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,56 +53,202 @@ def walk_step(
         schedule: the order of actions.
         initial: of each pipeline rank, the level before the step.
     """
-    passes = _Passes(rules=rules, last_stage=schedule.num_stages - 1, known={})
-    return tuple(
-        _walk_rank(passes, [shares[stage] for stage in schedule.stages_of(rank)], schedule, rank, initial[rank])
-        for rank in range(schedule.pp)
-    )
-
-
-def _walk_rank(
-    passes: _Passes, chunks: list[StageShare], schedule: PipelineSchedule, rank: int, initial: Levels
-) -> RankMemory:
-    kinds, stages, microbatches = schedule.ranks[rank].T
-    chunk_of = np.searchsorted(np.array(schedule.stages_of(rank)), stages)
-    last = schedule.microbatches - 1
-    # One row for each (kind, chunk, first, last) that occurs: its highest point and its net change.
-    places = (
-        ((kinds == BACKWARD_CODE) * len(chunks) + chunk_of) * 4 + (microbatches == 0) * 2 + (microbatches == last)
-    ).astype(np.int64)
-    used = np.unique(places)
-    rows = np.zeros((2, int(used[-1]) + 1, len(MEMORY)), dtype=np.int64)
-    for place in used.tolist():
-        kind, chunk = divmod(place // 4, len(chunks))
-        rows[:, place] = passes.levels(
-            chunks[chunk], is_backward=bool(kind), first=bool(place & 2), last=bool(place & 1)
+    passes = _Passes(rules=rules, last_stage=schedule.num_stages - 1)
+    alike: dict[object, list[tuple[int, _Order]]] = {}
+    for rank, order in enumerate(_orders(schedule)):
+        chunks = tuple(passes.key(shares[stage]) for stage in order.stages)
+        alike.setdefault((chunks, order.used, len(order.kinds), initial[rank]), []).append((rank, order))
+    found: dict[int, RankMemory] = {}
+    for ranks in alike.values():
+        first, order = ranks[0]
+        walked = _walk_ranks(
+            passes, [shares[stage] for stage in order.stages], [order for _, order in ranks], initial[first]
         )
-    nets = rows[1, places]
-    before = np.cumsum(nets, axis=0) - nets + np.array(initial, dtype=np.int64)
-    highest = before + rows[0, places]
-    at = int(highest.sum(axis=1).argmax())
-    level = tuple((before[-1] + nets[-1]).tolist())
-    best = max(tuple(highest[at].tolist()), initial, key=sum)
-    swings = [at.swing for chunk, share in enumerate(chunks) for at in passes.rules.end_of_step(share, chunk=chunk)]
-    swings += [at.swing for part in passes.rules.update(chunks) for at in part]
-    end_peak, level = along(level, swings)
-    return RankMemory(at_peak=max(best, end_peak, key=sum), final=level)
+        found |= zip((rank for rank, _ in ranks), walked, strict=True)
+    return tuple(found[rank] for rank in range(schedule.pp))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Order:
+    """The passes of a pipeline rank, each as the number of its kind."""
+
+    stages: tuple[int, ...]
+    """Virtual stages of the rank."""
+    kinds: IntArray
+    """Kind of each action in order: (direction, chunk, first, last) as one number; shape [actions]."""
+    used: tuple[int, ...]
+    """Kinds that occur."""
+
+
+def stages_of_ranks(schedule: PipelineSchedule) -> tuple[tuple[int, ...], ...]:
+    """Returns the virtual stages of every pipeline rank."""
+    return tuple(order.stages for order in _orders(schedule))
+
+
+@lru_cache(maxsize=64)
+def _orders(schedule: PipelineSchedule) -> tuple[_Order, ...]:
+    """Returns the order of every rank; a schedule is compared by identity."""
+    stages: list[list[int]] = [[] for _ in range(schedule.pp)]
+    for stage, holder in enumerate(schedule.stage_to_rank):
+        stages[holder].append(stage)
+    found = []
+    for own, actions in zip(stages, schedule.ranks, strict=True):
+        codes, of_action, microbatches = actions.T
+        chunk_of = np.searchsorted(np.array(own), of_action)
+        is_first, is_last = microbatches == 0, microbatches == schedule.microbatches - 1
+        kinds = ((codes == BACKWARD_CODE) * len(own) + chunk_of) * PLACES + is_first * 2 + is_last
+        found.append(_Order(stages=tuple(own), kinds=kinds.astype(np.int64), used=tuple(np.unique(kinds).tolist())))
+    return tuple(found)
+
+
+def _walk_ranks(
+    passes: _Passes, chunks: list[StageShare], orders: list[_Order], initial: Levels
+) -> Iterator[RankMemory]:
+    """Yields the memory of ranks whose stages are alike, each in its own order of as many actions."""
+    peaks, nets = passes.table(chunks, orders[0].used)
+    end_peak, end_net = passes.end(chunks)
+    start = np.array(initial, dtype=np.int64)
+    kinds = np.stack([order.kinds for order in orders])
+    net = nets.sum(axis=1)[kinds]
+    highest = net.cumsum(axis=1) - net + peaks.sum(axis=1)[kinds]
+    # All of them run the same passes, each in its own order.
+    level = start + np.bincount(kinds[0], minlength=len(nets)) @ nets
+    outside = max(initial, tuple((level + end_peak).tolist()), key=sum)
+    final = tuple((level + end_net).tolist())
+    for own, at in zip(kinds, highest.argmax(axis=1).tolist(), strict=True):
+        inside = start + np.bincount(own[:at], minlength=len(nets)) @ nets + peaks[own[at]]
+        yield RankMemory(at_peak=max(tuple(inside.tolist()), outside, key=sum), final=final)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Passes:
+    """The passes of stages, each walked once."""
+
     rules: MemoryRules
     last_stage: int
-    known: dict[object, tuple[Levels, Levels]]
+    known: dict[object, tuple[IntArray, IntArray]] = field(default_factory=dict)
 
-    def levels(self, share: StageShare, *, is_backward: bool, first: bool, last: bool) -> tuple[Levels, Levels]:
-        """Returns the change up to the highest point of a pass, and its net change; equal passes are walked once."""
-        keeps = not self.rules.assumptions.free_sent_activations and share.stage.index < self.last_stage
-        key = (share.stage.key, share.stage.tied_copy is not None, keeps, is_backward, first, last)
+    def table(self, chunks: list[StageShare], used: tuple[int, ...]) -> tuple[IntArray, IntArray]:
+        """Returns for each kind of pass its change up to the highest point and its net change: [kinds, categories]."""
+        key = ("table", used, *(self.key(share) for share in chunks))
         if key not in self.known:
-            if is_backward:
-                memory = self.rules.backward(share, first=first, last=last, keeps_output=keeps)
-            else:
-                memory = self.rules.forward(share, first=first, keeps_output=keeps)
-            self.known[key] = along(ZERO, (at.swing for at in memory))
+            rows = np.zeros((2, used[-1] + 1, len(MEMORY)), dtype=np.int64)
+            for kind in used:
+                direction, chunk = divmod(kind // PLACES, len(chunks))
+                rows[:, kind] = self._levels(
+                    chunks[chunk], is_backward=bool(direction), first=bool(kind & 2), last=bool(kind & 1)
+                )
+            self.known[key] = (rows[0], rows[1])
         return self.known[key]
+
+    def end(self, chunks: list[StageShare]) -> tuple[IntArray, IntArray]:
+        """Returns the same of the end of the step, which begins where the last pass has ended."""
+        key = ("end", *(self.key(share) for share in chunks))
+        if key not in self.known:
+            rules = self.rules
+            short = [(share, {}) if rules.frees_gradients_in_buckets else self._shortened(share) for share in chunks]
+            swings = [at for chunk, (share, _) in enumerate(short) for at in rules.end_of_step(share, chunk=chunk)]
+            swings += [at for part in rules.update([share for share, _ in short]) for at in part]
+            self.known[key] = _end_extremes(swings, [left_out for _, left_out in short])
+        return self.known[key]
+
+    def _levels(self, share: StageShare, *, is_backward: bool, first: bool, last: bool) -> tuple[IntArray, IntArray]:
+        differ = not self.rules.all_microbatches_are_alike
+        first, last = differ and first, differ and is_backward and last
+        key = (self.key(share), is_backward, first, last)
+        if key not in self.known:
+            keeps = self._keeps_output(share)
+            in_buckets = is_backward and last and self.rules.frees_gradients_in_buckets
+            short, left_out = (share, {}) if in_buckets else self._shortened(share)
+            if is_backward:
+                memory = self.rules.backward(short, first=first, last=last, keeps_output=keeps)
+            else:
+                memory = self.rules.forward(short, first=first, keeps_output=keeps)
+            self.known[key] = _pass_extremes(memory, left_out)
+        return self.known[key]
+
+    def key(self, share: StageShare) -> object:
+        """Returns what tells the passes of a stage from those of others."""
+        return share.stage.key, share.stage.tied_copy is not None, self._keeps_output(share)
+
+    def _keeps_output(self, share: StageShare) -> bool:
+        return not self.rules.assumptions.free_sent_activations and share.stage.index < self.last_stage
+
+    def _shortened(self, share: StageShare) -> tuple[StageShare, dict[int, int]]:
+        """Returns the stage with fewer equal layers, and how many are left out beside which one that stays."""
+        rules = self.rules
+        if isinstance(rules.training.recompute, FullRecompute):
+            return share, {}
+        edge = EDGE_LAYERS + (rules.assumptions.fsdp_prefetch_layers if rules.zero >= 3 else 0)
+        layers: list[LayerShare] = []
+        left_out: dict[int, int] = {}
+        for _, run in groupby(share.layers, key=id):
+            same = list(run)
+            surplus = len(same) - 2 * edge - 1
+            if surplus > 0:
+                left_out[len(layers) + edge] = surplus
+                same = same[:-surplus]
+            layers += same
+        return (replace(share, layers=tuple(layers)), left_out) if left_out else (share, {})
+
+
+def _pass_extremes(memory: PassMemory, left_out: dict[int, int]) -> tuple[IntArray, IntArray]:
+    """Returns the extremes of a pass; layers that are left out are as the one beside them.
+
+    Of equal layers in a row the first or the last is the highest, as each changes the level by as much.
+    """
+    meter = _Meter()
+    meter.pass_by(memory.begin)
+    for position, layer in memory.layers.items():
+        swings = (*layer.before, layer.during, *layer.after)
+        meter.pass_by(swings)
+        if position in left_out:
+            meter.skip(swings, times=left_out[position] - 1)
+            meter.pass_by(swings)
+    meter.pass_by(memory.end)
+    return meter.extremes()
+
+
+def _end_extremes(swings: Iterable[At], left_out: Sequence[dict[int, int]]) -> tuple[IntArray, IntArray]:
+    """Returns the extremes of the end of the step, where each layer's tensors come, or go, one after the other."""
+    meter = _Meter()
+    for at in swings:
+        meter.pass_by((at,))
+        times = 0 if at.chunk is None or at.place is None else left_out[at.chunk].get(at.place, 0)
+        if times:
+            meter.skip((at,), times=times - 1)
+            meter.pass_by((at,))
+    return meter.extremes()
+
+
+class _Meter:
+    """The level along swings in a row, from zero."""
+
+    def __init__(self) -> None:
+        self._nets: list[Levels] = [ZERO]
+        self._total = self._highest = 0
+        self._peak: tuple[int, Levels] = (0, ZERO)
+        """How many net changes come before the highest point, and the change from there."""
+
+    def pass_by(self, swings: Iterable[At]) -> None:
+        """Adds swings."""
+        for at in swings:
+            peak, net = at.swing.extremes
+            highest = self._total + sum(peak)
+            if highest > self._highest:
+                self._highest = highest
+                self._peak = (len(self._nets), peak)
+            self._nets.append(net)
+            self._total += sum(net)
+
+    def skip(self, swings: Iterable[At], *, times: int) -> None:
+        """Adds swings so many times, none of which is a new peak."""
+        for at in swings:
+            self._nets.append(tuple(times * net for net in at.swing.net))
+            self._total += sum(self._nets[-1])
+
+    def extremes(self) -> tuple[IntArray, IntArray]:
+        """Returns the level at the highest point, and the level now."""
+        nets = np.array(self._nets, dtype=np.int64)
+        count, peak = self._peak
+        return nets[:count].sum(axis=0) + np.array(peak, dtype=np.int64), nets.sum(axis=0)

@@ -122,7 +122,9 @@ class RoutineWriter:
                     reduced = self._bucket_event(number, index, is_last=index == last_reduced)
                     run_transfers(exchanges, build, beside=True, waits=(done,), records=reduced)
                     done = done if reduced is None else reduced
-                self._send_gradients(build, chunk.cost, bucket, waits=(done,), name=f"gradients of bucket {index}")
+                self._send_gradients(
+                    build, chunk.cost, bucket, waits=(done,), name=f"gradients of bucket {index} of chunk {number}"
+                )
         return build.done(chunk.number)
 
     def _bucket_event(self, number: int, index: int, *, is_last: bool) -> int | None:
@@ -194,7 +196,7 @@ class RoutineWriter:
         build.record(complete)
         for chunk in () if sent else chunks:
             every = range(len(chunk.cost.layers))
-            self._send_gradients(build, chunk.cost, every, waits=(complete,), name="gradients of a chunk")
+            self._send_gradients(build, chunk.cost, every, waits=(complete,), name=f"gradients of chunk {chunk.number}")
         arrived = self.registry.event("all gradients are on the host")
         build.aside("gradients on host", stream=DOWN_STREAM, category=Category.OFFLOAD, demands=(), records=arrived)
         outside = sum((chunk.cost.share.outside for chunk in chunks), NOTHING_OUTSIDE)

@@ -11,7 +11,6 @@ from simulator.model.kernels import CrossEntropy, ExpertWeighting, Kernels
 from simulator.units import Bytes, Seconds
 
 GIB = 1 << 30
-Fraction = Annotated[float, Field(ge=0, le=1)]
 AtLeastOne = Annotated[float, Field(ge=1, le=1000)]
 
 
@@ -36,6 +35,15 @@ class Fusion(StrEnum):
 
     FUSED = "fused"
     UNFUSED = "unfused"
+
+
+class Allocator(StrEnum):
+    """Who hands out device memory."""
+
+    AUTO = "auto"
+    CACHING = "caching"
+    EXPANDABLE = "expandable"
+    STATIC = "static"
 
 
 class GradientReduction(StrEnum):
@@ -119,9 +127,10 @@ class Assumptions(BaseModel):
         description="Share of the bandwidth of host memory that an update on the host reaches (offload). CPU-Adam: "
         "10e9 parameters of 28 bytes in 2.57 s on two sockets of 128 GB/s (Ren 2021, table 4; recalled, unverified).",
     )
-    fragmentation: Fraction = Field(
-        0.05,
-        description="Reserved over allocated memory, minus 1: 0.02 to 0.15 (caching allocator, E3.13), unverified.",
+    allocator: Allocator = Field(
+        Allocator.AUTO,
+        description="caching: PyTorch's allocator as it comes; expandable: with expandable_segments:True; static: a "
+        "compiler plans memory ahead, reserved equals allocated (XLA); auto: static on TPUs, caching elsewhere.",
     )
     gradient_bucket_elements: Annotated[int, Field(ge=1)] = Field(
         40_000_000, description="Smallest gradient bucket; the bucket is max(this, 1e6 x dp) (Megatron-LM, E3.4)."

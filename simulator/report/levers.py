@@ -1,49 +1,88 @@
-"""Single changes of a scenario that lower its memory: what to try when it does not fit."""
+"""Single changes of a scenario that lower its memory: what to try, and what each saves."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from simulator.cost.validity import broken_rules
-from simulator.parallel.degrees import num_microbatches, resolve_degrees
-from simulator.parallel.layout import Layout
+from simulator.lowering.evaluation import evaluate
+from simulator.model.kernels import CrossEntropy
 from simulator.parallel.scenario import Scenario
-from simulator.parallel.training import Recompute
-from simulator.report.result import Lever, Report
+from simulator.parallel.training import (
+    Dtype,
+    Offload,
+    Precision,
+    Recompute,
+    RecomputedOperators,
+    SelectiveRecompute,
+    Training,
+)
+from simulator.report.result import Lever, Memory, Report
 
 MAX_ZERO = 3
-ROUNDS = {"1f1b": 1, "interleaved-1f1b": 2}
-"""Microbatches for each pipeline rank after which the memory of no rank rises any more (E3.11)."""
+MAX_TASKS = 12_000_000
+"""Tasks of the engine spent on the step times of changes, about two seconds."""
+MIN_SIMULATED = 2
+"""Changes whose step time is simulated even if that takes more."""
+OFFLOAD_TARGETS = ("cpu", "nvme")
 
 
-def tried_changes(scenario: Scenario, simulate: Callable[[Scenario], Report]) -> tuple[Lever, ...]:
-    """Returns what every single change does that keeps the scenario valid, those that make it fit first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """What changes are compared with."""
 
-    A step of a few microbatches tells the memory; changes that fit are then simulated whole.
+    scenario: Scenario
+    """The scenario as it is."""
+    memory: Memory
+    """Its memory."""
+    num_tasks: int
+    """Tasks of its step, which tell how long a simulation takes."""
+
+
+def tried_changes(base: Base, simulate: Callable[[Scenario], Report]) -> tuple[Lever, ...]:
+    """Returns every single change that keeps the scenario valid and lowers the peak, those that save most first.
+
+    What a change saves is the difference of two peaks, each that of a whole step. Where the job does not fit, those
+    changes that may mend that are simulated whole, for their reserved memory and their step time; of very large jobs
+    only the first few. Elsewhere the reserved memory is the allocated one at the fragmentation of the base.
 
     Args:
-        scenario: one that does not fit.
-        simulate: simulates a scenario.
+        base: the scenario and its memory.
+        simulate: simulates a scenario whole.
     """
     found = []
-    for change, changed in single_changes(scenario):
-        if broken_rules(changed):
-            continue
-        memory = simulate(shortened(changed)).memory
-        step_time_s = None
-        if memory.fits:
-            report = simulate(changed)
-            memory, step_time_s = report.memory, report.step.time_s
-        found.append(
-            Lever(
-                change=change,
-                reserved_peak_bytes=memory.reserved_peak_bytes,
-                fits=memory.fits,
-                step_time_s=step_time_s,
-            )
-        )
-    return tuple(sorted(found, key=lambda lever: (not lever.fits, lever.reserved_peak_bytes)))
+    for change, changed in single_changes(base.scenario):
+        if not broken_rules(changed):
+            peak_bytes = evaluate(changed).peak_bytes
+            if peak_bytes < base.memory.peak_bytes:
+                found.append((peak_bytes, change, changed))
+    left = max(MIN_SIMULATED, MAX_TASKS // base.num_tasks)
+    levers = []
+    for peak_bytes, change, changed in sorted(found, key=lambda entry: entry[0]):
+        whole = not base.memory.fits and peak_bytes <= base.memory.capacity_bytes and left > 0
+        left -= whole
+        levers.append(_lever(change, peak_bytes, base.memory, simulate(changed) if whole else None))
+    return tuple(levers)
+
+
+def _lever(change: str, peak_bytes: int, base: Memory, report: Report | None) -> Lever:
+    if report is None:
+        inside, outside = base.peak_bytes - base.allocator.outside_bytes, base.allocator.outside_bytes
+        wasted = base.allocator.reserved_peak_bytes - inside
+        reserved = peak_bytes + (wasted * max(0, peak_bytes - outside) // inside if inside else 0)
+        fits = reserved <= base.capacity_bytes
+    else:
+        reserved, fits = report.memory.reserved_peak_bytes, report.memory.fits
+    return Lever(
+        change=change,
+        peak_bytes=peak_bytes,
+        saved_bytes=base.peak_bytes - peak_bytes,
+        reserved_peak_bytes=reserved,
+        fits=fits,
+        step_time_s=None if report is None else report.step.time_s,
+    )
 
 
 def single_changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
@@ -51,14 +90,43 @@ def single_changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
 
     Where a degree changes, the data-parallel degree follows (`dp: auto`), so that the devices stay the same.
     """
-    layout, training = scenario.layout, scenario.training
-    if training.recompute is not Recompute.FULL:
-        for mode in (Recompute.SELECTIVE, Recompute.FULL):
-            if mode is not training.recompute:
-                yield (
-                    f"training.recompute: {mode}",
-                    replace(scenario, training=training.model_copy(update={"recompute": mode})),
-                )
+    yield from _recomputation(scenario)
+    yield from _degrees(scenario)
+    training = scenario.training
+    if training.micro_batch > 1:
+        half = training.micro_batch // 2
+        yield f"training.micro_batch: {half}", _with_training(scenario, {"micro_batch": half})
+    yield from _precision(scenario)
+    if scenario.assumptions.cross_entropy is not CrossEntropy.FUSED:
+        fused = scenario.assumptions.model_copy(update={"cross_entropy": CrossEntropy.FUSED})
+        yield f"assumptions.cross_entropy: {CrossEntropy.FUSED}", replace(scenario, assumptions=fused)
+    for what in Offload.model_fields:
+        for target in OFFLOAD_TARGETS:
+            if getattr(training.offload, what) != target:
+                offload = training.offload.model_copy(update={what: target})
+                yield f"training.offload.{what}: {target}", _with_training(scenario, {"offload": offload})
+
+
+def _recomputation(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    recompute = scenario.training.recompute
+    if recompute is Recompute.FULL:
+        return
+    for mode in (Recompute.SELECTIVE, Recompute.FULL):
+        if mode is not recompute:
+            yield f"training.recompute: {mode}", _with_training(scenario, {"recompute": mode})
+    named = recompute.operators if isinstance(recompute, SelectiveRecompute) else ()
+    for operator in RecomputedOperators:
+        if operator not in named:
+            operators = (*named, operator)
+            listed = ", ".join(operators)
+            yield (
+                f"training.recompute: {{operators: [{listed}]}}",
+                _with_training(scenario, {"recompute": SelectiveRecompute(operators=operators)}),
+            )
+
+
+def _degrees(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    layout = scenario.layout
     for zero in range(layout.zero + 1, MAX_ZERO + 1):
         yield f"layout.zero: {zero}", _with_layout(scenario, {"zero": zero})
     if layout.sp is False and layout.tp > 1:
@@ -73,29 +141,23 @@ def single_changes(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
         if key == "pp":
             changes["stages"] = "auto"
         yield f"layout.{key}: {doubled}", _with_layout(scenario, changes)
-    if training.micro_batch > 1:
-        half = training.micro_batch // 2
-        yield (
-            f"training.micro_batch: {half}",
-            replace(scenario, training=training.model_copy(update={"micro_batch": half})),
-        )
 
 
-def shortened(scenario: Scenario) -> Scenario:
-    """Returns the scenario with only as many microbatches as its memory needs to reach its peak.
-
-    1F1B holds at most p of them, interleaved at most the chunks of 2p; a schedule that holds all is left as it is.
-    """
-    degrees = resolve_degrees(scenario.layout, devices=scenario.devices)
-    if scenario.schedule not in ROUNDS:
-        return scenario
-    wanted = ROUNDS[scenario.schedule] * degrees.pp
-    if num_microbatches(scenario.training, degrees) <= wanted:
-        return scenario
-    batch = wanted * degrees.dp * scenario.training.micro_batch
-    return replace(scenario, training=scenario.training.model_copy(update={"global_batch": batch}))
+def _precision(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
+    """Smaller types, each beside the rest of the recipe as it is."""
+    types, default = scenario.training.types, Precision()
+    for key, smaller in (("gradients", Dtype.BF16), ("optimizer", Dtype.BF16), ("compute", Dtype.FP8)):
+        if getattr(types, key).bytes > smaller.bytes:
+            changed = types.model_copy(update={key: smaller})
+            told = {name: value for name, value in changed if value != getattr(default, name)}
+            listed = ", ".join(f"{name}: {value}" for name, value in told.items())
+            yield f"training.precision: {{{listed}}}", _with_training(scenario, {"precision": changed})
 
 
-def _with_layout(scenario: Scenario, changes: dict[str, object]) -> Scenario:
-    layout: Layout = scenario.layout.model_copy(update=changes)
-    return replace(scenario, layout=layout)
+def _with_training(scenario: Scenario, changes: dict[str, Any]) -> Scenario:
+    training: Training = scenario.training.model_copy(update=changes)
+    return replace(scenario, training=training)
+
+
+def _with_layout(scenario: Scenario, changes: dict[str, Any]) -> Scenario:
+    return replace(scenario, layout=scenario.layout.model_copy(update=changes))

@@ -48,7 +48,8 @@ class ClassMemory:
     peak_bytes: int
     """Highest level over the step, per rank."""
     reserved_peak_bytes: int
-    """The same with the allocator's fragmentation, per rank."""
+    """Memory that the device must have: with what the allocator holds beyond it, per rank. Exact for the class with the
+    highest peak; the others lose the same share."""
     peak_time_s: float
     """When the peak is reached first, from the start of the step."""
     at_peak: dict[str, int]
@@ -58,17 +59,83 @@ class ClassMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldTensors:
+    """Tensors of one name that live at the peak."""
+
+    name: str
+    """As their operator calls them."""
+    category: str
+    """What they count as."""
+    count: int
+    """How many live."""
+    total_bytes: int
+    """Bytes of all of them, per rank."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The moment at which the fullest rank holds most for the first time."""
+
+    class_: str
+    """Name of the rank class."""
+    pipeline_rank: int
+    """Pipeline rank of the class, from 0."""
+    action: str
+    """forward, backward, begin of step, end of step; or before the step."""
+    microbatch: int | None
+    """Microbatch of the action, from 0; None where it has none."""
+    stage: int | None
+    """Virtual stage of the action, from 0; None where it works on all of the rank's."""
+    layer: int | None
+    """Layer of the model, from 0; None for embedding, head and what belongs to a whole stage."""
+    operator: str
+    """Operator whose allocation reaches the peak."""
+    tensor: str
+    """What it allocates."""
+    largest: tuple[HeldTensors, ...]
+    """What lives then, by name, largest first."""
+    others_count: int
+    """Tensors that live then beside them."""
+    others_bytes: int
+    """Their bytes; with the largest ones they add up to `peak_bytes`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorMemory:
+    """The allocator on the class with the highest peak, per rank; without what it does not see."""
+
+    name: str
+    """caching, expandable or static."""
+    outside_bytes: int
+    """Communicator buffers and device context, which it does not see."""
+    allocated_peak_bytes: int
+    """Blocks in use at most: `torch.cuda.max_memory_allocated()`."""
+    reserved_peak_bytes: int
+    """Segments at most: `torch.cuda.max_memory_reserved()`."""
+    fragmentation_fraction: float
+    """Share of the reserved peak that the allocated peak leaves unused."""
+    retries: int
+    """How often all idle memory was given back to serve a request; each stops the device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lever:
     """A single change of the scenario and what it does to memory and time, by simulation."""
 
     change: str
     """Dotted key and value, for example `training.recompute: full`."""
+    peak_bytes: int
+    """Peak of the fullest rank with the change, allocated."""
+    saved_bytes: int
+    """How much lower it is than without."""
     reserved_peak_bytes: int
-    """Peak of the fullest rank with the change, reserved."""
+    """Peak of the fullest rank with the change, reserved; where the step is not simulated, at the same fragmentation as
+    without."""
     fits: bool
     """Whether the changed job fits."""
     step_time_s: float | None
-    """Step time with the change; None if it does not make the job fit, when it is not simulated."""
+    """Step time with the change; None where the step is not simulated: only changes that mend a job that does not fit
+    are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +147,18 @@ class Memory:
     peak_bytes: int
     """Peak of the fullest rank, allocated."""
     reserved_peak_bytes: int
-    """Peak of the fullest rank, with the allocator's fragmentation; decides whether the job fits."""
+    """Peak of the fullest rank, with what the allocator holds beyond it."""
     fits: bool
-    """Whether `reserved_peak_bytes` is at most `capacity_bytes`, and what is offloaded fits outside."""
+    """Whether the allocator serves every request (then `reserved_peak_bytes` is at most `capacity_bytes`), and what is
+    offloaded fits outside."""
     shortfall_bytes: int
     """Bytes missing on the fullest rank; 0 if it fits."""
     peak_class: str
     """The class with the highest peak."""
+    peak: Peak
+    """When that is, and what the rank holds then."""
+    allocator: AllocatorMemory
+    """Who hands out its memory."""
     classes: tuple[ClassMemory, ...]
     """One entry a rank class."""
     host_peak_bytes_per_rank: int = 0
@@ -100,7 +172,7 @@ class Memory:
     nvme_capacity_bytes_per_node: int | None = None
     """NVMe of a node; None where the cluster's profile does not say."""
     levers: tuple[Lever, ...] = ()
-    """If it does not fit: single changes tried, those that make it fit first."""
+    """Single changes that lower the peak, those that save most first: if it does not fit, or where asked for."""
 
     @property
     def host_shortfall_bytes(self) -> int:
@@ -249,4 +321,5 @@ class Report:
         data = asdict(self)
         for entry in data["memory"]["classes"]:
             entry["class"] = entry.pop("class_")
+        data["memory"]["peak"]["class"] = data["memory"]["peak"].pop("class_")
         return data

@@ -3,40 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from simulator.cost.memory import MEMORY, Memory
-from simulator.cost.pricing import StageCosts
-from simulator.engine import Timeline
+from simulator.cost.memory import MEMORY
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category
-from simulator.lowering.step import LoweredStep
-from simulator.model.layers import Model
-from simulator.parallel.mesh import DeviceMesh
-from simulator.parallel.scenario import Scenario
 from simulator.report import result
 from simulator.report.flops import step_flops
 from simulator.report.host import host_use
+from simulator.report.levers import Base
+from simulator.report.peak import peak_of
+from simulator.report.reserved import play
+from simulator.report.simulated import Simulated
 from simulator.report.traffic import communication_of
 from simulator.report.warnings import warnings_of
-from simulator.schedule import PipelineSchedule
 from simulator.version import VERSION
 
-Levers = Callable[[Scenario], tuple[result.Lever, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Simulated:
-    """What the steps before the last hand on."""
-
-    scenario: Scenario
-    model: Model
-    mesh: DeviceMesh
-    costs: StageCosts
-    schedule: PipelineSchedule
-    step: LoweredStep
-    timeline: Timeline
-    wall_s: float
+Levers = Callable[[Base], tuple[result.Lever, ...]]
 
 
 def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.Report:
@@ -44,7 +27,7 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
 
     Args:
         simulated: what was simulated.
-        levers: tries single changes if the job does not fit; None: none are tried.
+        levers: tries single changes, compared with the memory as it is; None: none are tried.
     """
     slowest = slowest_class(simulated)
     memory = _memory(simulated, levers)
@@ -110,37 +93,44 @@ def _parameters(simulated: Simulated) -> result.Parameters:
 
 
 def _memory(simulated: Simulated, levers: Levers | None) -> result.Memory:
-    fragmentation = simulated.scenario.assumptions.fragmentation
-    framework, communication = MEMORY.index(Memory.FRAMEWORK), MEMORY.index(Memory.COMMUNICATION)
+    class_number = simulated.fullest_class
+    trace, reservation = play(simulated, class_number)
     classes: list[result.ClassMemory] = []
     for number, rank_class in enumerate(simulated.step.program.classes):
         peak = simulated.timeline.counter_peaks[number]
-        # The device context and the communicators' buffers do not pass through the caching allocator.
-        outside = rank_class.initial[framework] + rank_class.initial[communication]
+        is_fullest = number == class_number
         classes.append(
             result.ClassMemory(
                 class_=rank_class.name,
                 pipeline_rank=simulated.step.pipeline_ranks[number],
                 count=rank_class.count,
                 peak_bytes=peak.total,
-                reserved_peak_bytes=peak.total + round(fragmentation * (peak.total - outside)),
+                reserved_peak_bytes=reservation.total_bytes if is_fullest else reservation.reserved_of(peak.total),
                 peak_time_s=peak.time_ps / PICOSECONDS_PER_SECOND,
                 at_peak={str(name): level for name, level in zip(MEMORY, peak.at_peak, strict=True)},
                 steady={str(name): level for name, level in zip(MEMORY, rank_class.initial, strict=True)},
             )
         )
-    fullest = max(classes, key=lambda entry: entry.reserved_peak_bytes)
     capacity = simulated.mesh.cluster.accelerator.memory_usable_bytes
-    offload = simulated.scenario.training.offload
-    use = host_use(simulated.costs, simulated.schedule, simulated.mesh, offload)
+    run = reservation.run
+    use = host_use(simulated.costs, simulated.schedule, simulated.mesh, simulated.scenario.training.offload)
     host = simulated.mesh.cluster.host
     memory = result.Memory(
         capacity_bytes=capacity,
-        peak_bytes=fullest.peak_bytes,
-        reserved_peak_bytes=fullest.reserved_peak_bytes,
-        fits=fullest.reserved_peak_bytes <= capacity,
-        shortfall_bytes=max(0, fullest.reserved_peak_bytes - capacity),
-        peak_class=fullest.class_,
+        peak_bytes=classes[class_number].peak_bytes,
+        reserved_peak_bytes=reservation.total_bytes,
+        fits=reservation.served,
+        shortfall_bytes=0 if reservation.served else reservation.total_bytes - capacity,
+        peak_class=classes[class_number].class_,
+        peak=peak_of(trace, simulated.step, simulated.schedule, class_number),
+        allocator=result.AllocatorMemory(
+            name=str(reservation.allocator),
+            outside_bytes=reservation.outside_bytes,
+            allocated_peak_bytes=reservation.allocated_peak_bytes,
+            reserved_peak_bytes=reservation.reserved_peak_bytes,
+            fragmentation_fraction=0.0 if run is None else run.fragmentation_fraction,
+            retries=reservation.num_retries,
+        ),
         classes=tuple(classes),
         host_peak_bytes_per_rank=use.host_bytes_per_rank,
         host_peak_bytes_per_node=use.host_bytes_per_rank * use.ranks_per_node,
@@ -148,9 +138,12 @@ def _memory(simulated: Simulated, levers: Levers | None) -> result.Memory:
         nvme_peak_bytes_per_node=use.nvme_bytes_per_rank * use.ranks_per_node,
         nvme_capacity_bytes_per_node=host.nvme_bytes,
     )
-    if memory.fits and not memory.host_shortfall_bytes:
+    if memory.host_shortfall_bytes:
+        memory = replace(memory, fits=False)
+    if levers is None:
         return memory
-    return replace(memory, fits=False, levers=() if levers is None else levers(simulated.scenario))
+    base = Base(scenario=simulated.scenario, memory=memory, num_tasks=simulated.timeline.events)
+    return replace(memory, levers=levers(base))
 
 
 def _step(simulated: Simulated, slowest: int) -> result.Step:

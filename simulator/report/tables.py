@@ -26,6 +26,13 @@ _UNITS_BY_ENDING = (
     ("_s", "s"),
 )
 _BYTES, _COUNT, _NONE = "B", "1", ""
+_OBJECTS = ("peak", "allocator")
+"""Objects of the report whose quantities are named inside them."""
+_TEXTS = (
+    *("peak_class", "slowest_class", "schedule", "flops_convention", "fits"),
+    *("class", "action", "operator", "tensor", "name", "category"),
+)
+"""What is not a number."""
 _BYTE_QUANTITIES = ("sent_bytes_per_rank", "bytes_per_rank_mean", "sent_bytes_total", "received_bytes_total")
 _ITEM_KEYS = {
     "memory.classes": ("class",),
@@ -98,13 +105,15 @@ def _quantities(entry: Mapping[str, object]) -> Iterator[tuple[str, object]]:
 
 def unit_of(quantity: str) -> str:
     """Returns the unit that the name of a quantity tells: `peak_bytes` is `B`; counts and shares are `1`."""
-    head, _, _ = quantity.partition(".")
+    head, _, inner = quantity.partition(".")
+    if head in _OBJECTS and inner:
+        head = inner.rpartition(".")[2]
     if head in ("at_peak", "steady") or head in _BYTE_QUANTITIES:
         return _BYTES
     for ending, unit in _UNITS_BY_ENDING:
         if head.endswith(ending):
             return unit
-    return _NONE if head in ("peak_class", "slowest_class", "schedule", "flops_convention", "fits") else _COUNT
+    return _NONE if head in _TEXTS else _COUNT
 
 
 def memory_frame(report: Report) -> pl.DataFrame:

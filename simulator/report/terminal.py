@@ -32,8 +32,7 @@ def print_report(report: Report, console: Console) -> None:
     say(console, wording.verdict(report), style=_GOOD if report.memory.fits else _BAD)
     say_phrases(console, wording.speed(report))
     _print_memory(report, console)
-    if not report.memory.fits:
-        _print_levers(report, console)
+    _print_levers(report, console)
     _print_communication(report, console)
     _print_breakdown(report, console)
     _print_pipeline(report, console)
@@ -68,6 +67,7 @@ def _print_memory(report: Report, console: Console) -> None:
     bars.append(Bar(label="capacity", value=capacity, text=scale.format(capacity), style=_QUIET))
     print_bars(console, bars, full=capacity, longest=max(capacity, reserved))
     _print_host(report, console)
+    _print_peak(report, console)
     _print_classes(report, console)
 
 
@@ -81,6 +81,26 @@ def _print_host(report: Report, console: Console) -> None:
         if used:
             of = "capacity unknown" if capacity is None else f"of {wording.memory(capacity)}"
             say(console, f"offloaded to {name}, per node: {wording.memory(used)} {of}", indent=2)
+
+
+def _print_peak(report: Report, console: Console) -> None:
+    peak = report.memory.peak
+    heading(console, "Largest tensors at the peak", f"{wording.peak_moment(peak)}: {peak.operator} makes {peak.tensor}")
+    names = [group.name for group in peak.largest]
+    counts = [group.count for group in peak.largest]
+    sizes = [group.total_bytes for group in peak.largest]
+    categories = [group.category for group in peak.largest]
+    if peak.others_count:
+        names, counts = [*names, "all others"], [*counts, peak.others_count]
+        sizes, categories = [*sizes, peak.others_bytes], [*categories, ""]
+    columns = [
+        Column(header="tensor", cells=names, right=False),
+        Column(header="category", cells=categories, right=False, expendable=2),
+        Column(header="count", cells=[str(count) for count in counts], expendable=1),
+        Column(header="bytes", cells=[wording.memory(size) for size in sizes]),
+        Column(header="of peak", cells=[share_of(size, report.memory.peak_bytes) for size in sizes], expendable=3),
+    ]
+    print_table(console, columns)
 
 
 def _print_classes(report: Report, console: Console) -> None:
@@ -137,11 +157,13 @@ def _print_levers(report: Report, console: Console) -> None:
     if not memory.levers:
         return
     helps = any(lever.fits for lever in memory.levers)
-    heading(console, "Single changes tried" if helps else "No single change that was tried makes it fit")
+    title = "Single changes that save memory" if helps else "No single change that was tried makes it fit"
+    heading(console, title, "each simulated; the peak of the fullest rank")
     levers = memory.levers
     now = report.step.time_s
     columns = [
         Column(header="change", cells=[lever.change for lever in levers], right=False),
+        Column(header="saves", cells=[wording.memory(lever.saved_bytes) for lever in levers]),
         Column(
             header="fits",
             cells=["yes" if lever.fits else "no" for lever in levers],
@@ -152,15 +174,16 @@ def _print_levers(report: Report, console: Console) -> None:
         Column(
             header="of capacity",
             cells=[share_of(lever.reserved_peak_bytes, memory.capacity_bytes) for lever in levers],
-            expendable=2,
-        ),
-        Column(header="step", cells=[_or_dash(lever.step_time_s, wording.seconds) for lever in levers]),
-        Column(
-            header="vs now",
-            cells=[_or_dash(lever.step_time_s, lambda time_s: wording.ratio(time_s, now)) for lever in levers],
             expendable=1,
         ),
     ]
+    if any(lever.step_time_s is not None for lever in levers):
+        times = [lever.step_time_s for lever in levers]
+        ratios = [_or_dash(time_s, lambda time_s: wording.ratio(time_s, now)) for time_s in times]
+        columns += [
+            Column(header="step", cells=[_or_dash(time_s, wording.seconds) for time_s in times]),
+            Column(header="vs now", cells=ratios, expendable=2),
+        ]
     print_table(console, columns)
 
 

@@ -25,7 +25,7 @@ def warnings_of(
     tier, domain = mesh.cluster.tiers[0], mesh.domains[0]
     shape = mesh.shapes[Group.TENSOR]
     if memory.fits and memory.reserved_peak_bytes > NEARLY_FULL * memory.capacity_bytes:
-        found.append("memory is nearly full: fragmentation beyond the assumed one would break the job")
+        found.append("memory is nearly full: fragmentation beyond the modelled one would break the job")
     if shape.tiers and shape.tiers[0].members < shape.size:
         found.append(
             f"tensor groups of {shape.size} leave the {tier.name} domain ({domain} ranks of the job in each): their "

@@ -12,7 +12,7 @@ from itertools import groupby
 from math import isfinite
 from typing import Any
 
-from simulator.report.result import ClassMemory, Report
+from simulator.report.result import ClassMemory, Peak, Report
 from simulator.units import format_seconds, format_si
 
 SIGNIFICANT_DIGITS = 3
@@ -170,6 +170,16 @@ def peak_place(report: Report) -> str:
     """Returns where the highest peak is, in the user's words."""
     entry = peak_class(report)
     return report.memory.peak_class if entry is None else f"pipeline rank {entry.pipeline_rank}"
+
+
+def peak_moment(peak: Peak) -> str:
+    """Returns when the peak is reached: `backward of microbatch 7, stage 3, layer 12`."""
+    words = [peak.action if peak.microbatch is None else f"{peak.action} of microbatch {peak.microbatch}"]
+    if peak.stage is not None:
+        words.append(f"stage {peak.stage}")
+    if peak.layer is not None:
+        words.append(f"layer {peak.layer}")
+    return ", ".join(words)
 
 
 def speed(report: Report) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def test_rule_about_a_default_points_at_the_nearest_key_above(tmp_path: Path) ->
     origin = read(tmp_path, SCENARIO).origin
     violations = [
         Violation(path=path, problem="p", why="w", mend="m")
-        for path in ("layout.zero", "assumptions.fragmentation", "cluster.tiers[1].size", "cluster.tiers.0.nothing", "")
+        for path in ("layout.zero", "assumptions.vocab_padding", "cluster.tiers[1].size", "cluster.tiers.0.nothing", "")
     ]
     places = [(each.line, each.column) for each in problems_of(violations, origin) if isinstance(each, Problem)]
     inside, outside = line_of("{name: inside"), line_of("{name: outside")
@@ -193,14 +193,14 @@ def test_overrides_change_values_of_all_kinds(tmp_path: Path) -> None:
         "training.precision": "{compute: fp32}",
         "model.layers": "12",
         "cluster.tiers.1.latency": "7 us",
-        "assumptions.fragmentation": "0.1",
+        "assumptions.expert_imbalance": "1.1",
         "name": "other",
     }
     scenario = read_scenario(path, changes)
     assert (scenario.layout.tp, scenario.layout.sp, scenario.model.layers, scenario.name) == (4, True, 12, "other")
     assert scenario.cluster.tiers[1].latency.value == pytest.approx(7e-6)
     assert scenario.training.types.compute == "fp32"
-    assert scenario.assumptions.fragmentation == 0.1
+    assert scenario.assumptions.expert_imbalance == 1.1
 
 
 def test_override_of_a_builtin_model_and_of_its_parts(tmp_path: Path) -> None:

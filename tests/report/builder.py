@@ -9,13 +9,16 @@ from typing import Literal
 from rich.console import Console
 
 from simulator.report.result import (
+    AllocatorMemory,
     AxisTraffic,
     ClassMemory,
     Communication,
     Engine,
+    HeldTensors,
     Lever,
     Memory,
     Parameters,
+    Peak,
     Pipeline,
     Report,
     Step,
@@ -69,8 +72,53 @@ def memory(classes: tuple[ClassMemory, ...], *, capacity: int = 80 * GIB, levers
         fits=shortfall == 0,
         shortfall_bytes=shortfall,
         peak_class=fullest.class_,
+        peak=peak_of(fullest),
+        allocator=AllocatorMemory(
+            name="caching",
+            outside_bytes=2 * GIB,
+            allocated_peak_bytes=fullest.peak_bytes - 2 * GIB,
+            reserved_peak_bytes=fullest.reserved_peak_bytes - 2 * GIB,
+            fragmentation_fraction=1 - (fullest.peak_bytes - 2 * GIB) / (fullest.reserved_peak_bytes - 2 * GIB),
+            retries=0,
+        ),
         classes=classes,
         levers=levers,
+    )
+
+
+def peak_of(fullest: ClassMemory) -> Peak:
+    """In the backward of a layer: the activations are of two kinds."""
+    activations = fullest.at_peak["activations"]
+    largest = (
+        HeldTensors(name="query", category="activations", count=64, total_bytes=activations // 2),
+        HeldTensors(name="optimizer states", category="optimizer", count=1, total_bytes=24 * GIB),
+        HeldTensors(name="mlp down input", category="activations", count=32, total_bytes=activations // 2),
+    )
+    shown = sum(group.total_bytes for group in largest)
+    return Peak(
+        class_=fullest.class_,
+        pipeline_rank=fullest.pipeline_rank,
+        action="backward",
+        microbatch=3,
+        stage=fullest.pipeline_rank,
+        layer=7,
+        operator="mlp down",
+        tensor="gradient of mlp down input",
+        largest=largest,
+        others_count=9,
+        others_bytes=fullest.peak_bytes - shown,
+    )
+
+
+def lever(change: str, *, reserved: int, fits: bool, step_time_s: float | None) -> Lever:
+    """A change of the report that does not fit: 88 GiB at the peak, and as much lost as before."""
+    return Lever(
+        change=change,
+        peak_bytes=reserved - 4 * GIB,
+        saved_bytes=88 * GIB - (reserved - 4 * GIB),
+        reserved_peak_bytes=reserved,
+        fits=fits,
+        step_time_s=step_time_s,
     )
 
 
@@ -164,9 +212,9 @@ def too_large() -> Report:
     reserved = 80 * GIB + round(12.3 * GIB)
     classes = (class_memory(0, activations=48 * GIB, reserved=reserved), class_memory(1))
     levers = (
-        Lever(change="training.recompute: selective", reserved_peak_bytes=78 * GIB, fits=True, step_time_s=10.4),
-        Lever(change="layout.zero: 1", reserved_peak_bytes=70 * GIB, fits=True, step_time_s=10.0),
-        Lever(change="training.micro_batch: 1", reserved_peak_bytes=85 * GIB, fits=False, step_time_s=11.5),
+        lever("layout.zero: 1", reserved=70 * GIB, fits=True, step_time_s=10.0),
+        lever("training.recompute: selective", reserved=78 * GIB, fits=True, step_time_s=10.4),
+        lever("training.micro_batch: 1", reserved=85 * GIB, fits=False, step_time_s=None),
     )
     warnings = ("the measured efficiency of h100 is extrapolated beyond 16384 x 16384",)
     return make_report(memory=memory(classes, levers=levers), warnings=warnings)

@@ -17,10 +17,14 @@ from hypothesis import strategies as st
 from simulator.cost.allocation_trace import NO_LAYER, AllocationTrace, TensorLabel
 from simulator.cost.allocator import run_allocator
 from simulator.cost.allocator_settings import MEBIBYTE, AllocatorSettings
-from simulator.cost.memory import Memory
+from simulator.cost.memory import MEMORY, Memory
+from simulator.cost.resident import OUTSIDE_ALLOCATOR
 from simulator.errors import SimulatorFault
+from simulator.report.recording import record_class, snapshot_with_peak
 from simulator.report.snapshot import Recording, memory_snapshot, memory_snapshot_bytes
+from simulator.simulate import run_steps
 from tests.cost.allocations import Request, trace_of
+from tests.system.jobs import tiny
 
 READ_BY_THE_PAGE = {
     "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPUT", "BINUNICODE", "DICT",
@@ -193,10 +197,7 @@ def test_pytorchs_own_viewer_shows_the_same_peak(settings: dict[str, Any]) -> No
 
     recording = record(one_layer(), **settings)
     snapshot = pickle.loads(memory_snapshot_bytes(recording))
-    page = _memory_viz.trace_plot(snapshot)
-    files = json.loads(re.search(r"const local_files = (.*)", page)[1])
-    shown = pickle.loads(base64.b64decode(files[0]["base64"]))
-    assert replay(shown)[0] == recording.run.requested_peak_bytes
+    assert replay(shown_by(_memory_viz.trace_plot(snapshot)))[0] == recording.run.requested_peak_bytes
     assert _memory_viz.segment_plot(snapshot)
 
     live = recording.trace.tensors_at_end if recording.run.out_of_memory is None else np.array([0, 1])
@@ -208,3 +209,24 @@ def test_pytorchs_own_viewer_shows_the_same_peak(settings: dict[str, Any]) -> No
     assert "stream_0;active_allocated;category:0:parameters;layer:3:resident;attention.qkv:0:weight 6291456" in flames
     told = _memory_viz.trace(snapshot)
     assert ("OutOfMemoryError" in told) == (recording.run.out_of_memory is not None)
+
+
+def test_pytorchs_own_viewer_shows_the_peak_of_a_simulated_job() -> None:
+    """Of each pipeline rank what the engine's counters say, without context and communicators."""
+    pytest.importorskip("torch")
+    from torch.cuda import _memory_viz
+
+    simulated = run_steps(tiny(pp=2, tp=2, microbatches=6))
+    for number, peak in enumerate(simulated.timeline.counter_peaks):
+        recording = record_class(simulated, str(number))
+        outside = sum(peak.at_peak[MEMORY.index(category)] for category in OUTSIDE_ALLOCATOR)
+        snapshot = pickle.loads(snapshot_with_peak(recording))
+        assert replay(shown_by(_memory_viz.trace_plot(snapshot)))[0] == peak.total - outside
+        flames = _memory_viz.memory(snapshot, format_flamegraph=lambda lines: lines)
+        assert f"category:0:optimizer;step:0:resident;resident:0:optimizer states of stage {number} " in flames
+
+
+def shown_by(page: str) -> dict[str, Any]:
+    """Return the snapshot that a page of the viewer has inside."""
+    files = json.loads(re.search(r"const local_files = (.*)", page)[1])
+    return pickle.loads(base64.b64decode(files[0]["base64"]))

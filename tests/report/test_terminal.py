@@ -70,24 +70,28 @@ def test_active_parameters_are_named_where_they_differ() -> None:
     assert "(671B parameters, 37.6B active)" in wording.title(report)
 
 
-def test_levers_are_shown_only_if_it_does_not_fit() -> None:
-    lines = section(printed(too_large()), "Single changes tried")
-    assert lines[2].split() == [
-        "training.recompute:",
-        "selective",
-        "yes",
-        "78.0",
-        "GiB",
-        "97.5",
-        "%",
-        "10.4",
-        "s",
-        "1.04x",
-    ]
-    assert lines[4].split() == ["training.micro_batch:", "1", "no", "85.0", "GiB", "106.2", "%", "11.5", "s", "1.15x"]
-    fits = too_large()
-    fits = replace(fits, memory=replace(fits.memory, fits=True))
-    assert "training.recompute" not in printed(fits)
+def test_levers_are_shown_with_what_they_save() -> None:
+    lines = section(printed(too_large(), width=100), "Single changes that save memory")
+    assert " ".join(lines[1].split()) == "change saves fits reserved of capacity step vs now"
+    assert " ".join(lines[2].split()) == "layout.zero: 1 22.0 GiB yes 70.0 GiB 87.5 % 10.0 s 1.00x"
+    assert " ".join(lines[3].split()) == "training.recompute: selective 14.0 GiB yes 78.0 GiB 97.5 % 10.4 s 1.04x"
+    assert " ".join(lines[4].split()) == "training.micro_batch: 1 7.00 GiB no 85.0 GiB 106.2 % - -"
+    assert "Single changes" not in printed(make_report())
+
+
+def test_levers_of_a_job_that_fits_have_no_step_time() -> None:
+    report = too_large()
+    levers = tuple(replace(lever, step_time_s=None) for lever in report.memory.levers)
+    lines = section(printed(replace(report, memory=replace(report.memory, levers=levers))), "Single changes")
+    assert " ".join(lines[1].split()) == "change saves fits reserved of capacity"
+
+
+def test_the_peak_is_told_with_its_moment_and_its_largest_tensors() -> None:
+    lines = section(printed(make_report(), width=120), "Largest tensors at the peak")
+    assert lines[0].endswith("backward of microbatch 3, stage 0, layer 7: mlp down makes gradient of mlp down input")
+    assert [line.split()[0] for line in lines[2:]] == ["query", "optimizer", "mlp", "all"]
+    shares = [float(line.split()[-2]) for line in lines[2:]]
+    assert sum(shares) == pytest.approx(100, abs=0.2)
 
 
 def test_levers_that_do_not_help_are_not_called_a_cure() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from simulator.config.scenario import Scenario
 from simulator.engine import Program
-from simulator.report.summary import Simulated
+from simulator.report.simulated import Simulated
 from simulator.schedule import ActionKind
 from simulator.simulate import run_steps
 from tests.system.jobs import scenarios

@@ -20,7 +20,8 @@ from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.sharding import local_elements
 from simulator.parallel.training import Dtype, Optimizer
 from simulator.report.result import BREAKDOWN_CATEGORIES, MEMORY_CATEGORIES
-from simulator.report.summary import Simulated, summarise
+from simulator.report.simulated import Simulated
+from simulator.report.summary import summarise
 from simulator.simulate import run_steps
 from tests.system.jobs import scenarios, tiny, tiny_model
 

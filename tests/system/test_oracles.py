@@ -23,7 +23,7 @@ from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.sharding import tensor_bytes
 from simulator.parallel.training import Dtype, Training
-from simulator.report.summary import Simulated
+from simulator.report.simulated import Simulated
 from simulator.schedule import ActionKind, PipelineSchedule, build_schedule
 from simulator.simulate import run_steps
 from tests.oracles import Record, each, read, records

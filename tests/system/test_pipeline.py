@@ -18,7 +18,7 @@ from simulator.model.tensors import Tensor
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.sharding import tensor_bytes
 from simulator.parallel.training import FullRecompute, Recompute
-from simulator.report.summary import Simulated
+from simulator.report.simulated import Simulated
 from simulator.schedule import ActionKind, build_schedule
 from simulator.simulate import run_steps
 from tests.schedule.simpy_pipeline import simpy_makespan

@@ -56,6 +56,8 @@ CONTRACT: dict[str, Any] = {
         "reserved_peak_bytes": None,
         "fits": None,
         "peak_class": None,
+        "peak": dict.fromkeys(["class", "action", "microbatch", "stage", "layer", "operator", "tensor", "largest"]),
+        "allocator": dict.fromkeys(["name", "outside_bytes", "allocated_peak_bytes", "reserved_peak_bytes"]),
         "classes": [
             {
                 "class": None,

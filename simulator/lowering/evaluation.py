@@ -1,0 +1,103 @@
+"""The memory of a scenario without its time: no mesh, no prices, no engine.
+
+Equal, byte for byte, to what a whole simulation counts, and short enough to try many layouts: what does not depend on
+the layout (the model, the order of a schedule) is kept from one evaluation to the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from simulator.cost.memory import MEMORY, Levels
+from simulator.cost.pricing import memory_rules
+from simulator.cost.resident import levels_of, resident
+from simulator.cost.shares import share_stages
+from simulator.lowering.memory_walk import RankMemory, stages_of_ranks, walk_step
+from simulator.model.decoder import build_model
+from simulator.model.kernels import Kernels
+from simulator.model.layers import Model
+from simulator.model.spec import ModelSpec
+from simulator.parallel.degrees import num_microbatches, resolve_degrees
+from simulator.parallel.layout import Layout
+from simulator.parallel.scenario import Scenario
+from simulator.parallel.stages import Stage, split_into_stages
+from simulator.schedule import PipelineSchedule, build_schedule
+
+ROUNDS = {"1f1b": 1, "interleaved-1f1b": 2}
+"""Microbatches for each pipeline rank after which no rank holds more of them (E3.11)."""
+ROUNDS_AT_THE_ENDS = 2
+"""As many again: the first and the last microbatch of a step treat gradients in their own way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEvaluation:
+    """Memory of one step, per device."""
+
+    ranks: tuple[RankMemory, ...]
+    """One for each pipeline rank."""
+
+    @property
+    def peak_rank(self) -> int:
+        """The pipeline rank with the highest peak, the first of equal ones."""
+        return max(range(len(self.ranks)), key=lambda rank: self.ranks[rank].peak_bytes)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Peak of the fullest rank, allocated."""
+        return self.ranks[self.peak_rank].peak_bytes
+
+    def at_peak(self, rank: int) -> dict[str, int]:
+        """Returns the bytes of each memory category at the peak of a pipeline rank; they add up to its peak."""
+        return {str(name): int(level) for name, level in zip(MEMORY, self.ranks[rank].at_peak, strict=True)}
+
+
+def evaluate(scenario: Scenario) -> MemoryEvaluation:
+    """Returns the memory of every pipeline rank of a scenario that has passed all rules.
+
+    Of a schedule that comes round, only as many microbatches are walked as its memory needs to reach its peak.
+    """
+    layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
+    degrees = resolve_degrees(layout, devices=scenario.devices)
+    cut = Layout(pp=layout.pp, vpp=layout.vpp, stages=layout.stages)
+    model, stages = _stages(scenario.model, training.sequence_length, assumptions.kernels, cut)
+    rules = memory_rules(model, layout, degrees, training, assumptions)
+    shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
+    microbatches = enough_microbatches(scenario.schedule, layout.pp, num_microbatches(training, degrees))
+    schedule = _schedule(scenario.schedule, layout.pp, layout.vpp, microbatches)
+    known: dict[object, Levels] = {}
+    initial = []
+    for stages_of_rank in stages_of_ranks(schedule):
+        own = [shares[stage] for stage in stages_of_rank]
+        key = tuple((share.stage.key, share.stage.tied_copy is not None) for share in own)
+        if key not in known:
+            known[key] = levels_of(resident(rules, own))
+        initial.append(known[key])
+    return MemoryEvaluation(ranks=walk_step(rules, shares, schedule, initial))
+
+
+def enough_microbatches(schedule: str, pp: int, microbatches: int) -> int:
+    """Returns how many microbatches of a step reach the highest memory of all of them.
+
+    1F1B holds at most p of them, interleaved at most the chunks of 2p; a schedule that holds all needs them all.
+    """
+    if schedule not in ROUNDS:
+        return microbatches
+    return min(microbatches, (ROUNDS[schedule] + ROUNDS_AT_THE_ENDS) * pp)
+
+
+@lru_cache(maxsize=32)
+def _model(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> Model:
+    return build_model(spec, sequence_length=sequence_length, kernels=kernels)
+
+
+@lru_cache(maxsize=256)
+def _stages(spec: ModelSpec, sequence_length: int, kernels: Kernels, cut: Layout) -> tuple[Model, tuple[Stage, ...]]:
+    """Returns the model and its stages, which depend on no more of a layout than `cut` has."""
+    model = _model(spec, sequence_length, kernels)
+    return model, split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp))
+
+
+@lru_cache(maxsize=256)
+def _schedule(name: str, pp: int, vpp: int, microbatches: int) -> PipelineSchedule:
+    return build_schedule(name, pp=pp, vpp=vpp, microbatches=microbatches)

@@ -1,0 +1,41 @@
+"""What the first nine steps hand to the last."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.cost.pricing import StageCosts
+from simulator.engine import Timeline
+from simulator.lowering.step import LoweredStep
+from simulator.model.layers import Model
+from simulator.parallel.mesh import DeviceMesh
+from simulator.parallel.scenario import Scenario
+from simulator.schedule import PipelineSchedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Simulated:
+    """A scenario with everything that was made of it."""
+
+    scenario: Scenario
+    """What was simulated."""
+    model: Model
+    """Its operators."""
+    mesh: DeviceMesh
+    """Its ranks on the devices."""
+    costs: StageCosts
+    """Prices of its stages."""
+    schedule: PipelineSchedule
+    """Order of actions."""
+    step: LoweredStep
+    """The program."""
+    timeline: Timeline
+    """What ran when."""
+    wall_s: float
+    """Wall time of the simulation."""
+
+    @property
+    def fullest_class(self) -> int:
+        """Number of the rank class with the highest peak, the first of equal ones."""
+        peaks = self.timeline.counter_peaks
+        return max(range(len(peaks)), key=lambda number: peaks[number].total)
