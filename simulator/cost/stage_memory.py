@@ -33,7 +33,7 @@ ELEMENTS_PER_REPLICA = 1_000_000
 Change = Callable[[str, Memory, Int], Swing]
 """Takes or gives back one tensor."""
 ALL_GATHER_BUFFER, REDUCE_SCATTER_INPUT = "all-gather buffer", "input of reduce-scatter"
-SHARDED_GRADIENTS = "sharded gradients"
+SHARDED_GRADIENTS, GATHERED_PARAMETERS = "sharded gradients", "gathered parameters"
 STAGE_INPUT, STAGE_OUTPUT = "stage input", "stage output"
 """What a stage receives and sends, where that is not the embedding's or the head's."""
 
@@ -376,7 +376,7 @@ class MemoryRules:
         layer = share.layers[position]
         alone = layer.fetched_bytes * (self.degrees.shard_group == 1)
         size = self._gathered_bytes(layer) + layer.quantised_bytes + alone
-        return At(swing=change("gathered parameters", Memory.TEMPORARY, size), place=position)
+        return At(swing=change(GATHERED_PARAMETERS, Memory.TEMPORARY, size), place=position)
 
     def _buffer(self, share: StageShare, position: int, change: Change) -> At:
         """The output of an all-gather, and its input where that has been fetched from the host."""

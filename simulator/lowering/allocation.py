@@ -14,7 +14,14 @@ from simulator.cost.memory import Held, Memory
 from simulator.cost.pricing import StageCosts
 from simulator.cost.resident import OUTSIDE_ALLOCATOR
 from simulator.cost.shares import StageShare
-from simulator.cost.stage_memory import ALL_GATHER_BUFFER, SHARDED_GRADIENTS, STAGE_INPUT, STAGE_OUTPUT, MemoryRules
+from simulator.cost.stage_memory import (
+    ALL_GATHER_BUFFER,
+    GATHERED_PARAMETERS,
+    SHARDED_GRADIENTS,
+    STAGE_INPUT,
+    STAGE_OUTPUT,
+    MemoryRules,
+)
 from simulator.lowering.builder import WrittenRoutine
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import LayerKind
@@ -54,9 +61,11 @@ def allocation_trace(
             slots.number(held, chunk=None, place=None, layer=NO_LAYER)
     num_resident = len(slots.held)
     templates = {int(number): slots.template(routines[number]) for number in np.unique(calls[:, 0])}
-    # A tensor is a slot in a microbatch; gradients are the same tensor in all of them.
+    # A tensor is a slot in a microbatch; gradients and gathered parameters are the same tensor in all of them.
     span = int(calls[:, 1].max()) + 1
-    lasting = np.array([held.category is Memory.GRADIENTS for held in slots.held], dtype=np.int64)
+    lasting = np.array(
+        [held.category is Memory.GRADIENTS or held.name == GATHERED_PARAMETERS for held in slots.held], dtype=np.int64
+    )
     parts = [np.arange(num_resident) * span]
     signs = [np.ones(num_resident, dtype=np.int64)]
     actions = [np.zeros(num_resident, dtype=np.int64)]
