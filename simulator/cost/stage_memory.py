@@ -178,7 +178,11 @@ class MemoryRules:
                 during=self._during(share, position),
                 after=self._restored(share, position, given_back) + after,
             )
-        received = taken(STAGE_INPUT, Memory.ACTIVATIONS, tensor_bytes(opening.input, self.workload, self.degrees))
+        received = taken(
+            STAGE_INPUT,
+            Memory.ACTIVATIONS,
+            tensor_bytes(opening.input, workload_of_layer(self.workload, opening), self.degrees),
+        )
         sent: tuple[At, ...] = ()
         if closing.kind is not LayerKind.HEAD and not keeps_output:
             sent = (_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, self.boundary_bytes(share))),)

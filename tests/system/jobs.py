@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from simulator.cluster import ClusterSpec, load_profile
 from simulator.config.scenario import Scenario
 from simulator.cost.validity import broken_rules
+from simulator.model.kernels import CrossEntropy, ExpertWeighting
 from simulator.model.spec import (
     TABLES,
     Attention,
@@ -27,7 +28,7 @@ from simulator.model.spec import (
     Positions,
     QKNorm,
 )
-from simulator.parallel.assumptions import Assumptions, AttentionKernel, CrossEntropy, GradientReduction
+from simulator.parallel.assumptions import Assumptions, AttentionKernel, Fusion, GradientReduction
 from simulator.parallel.layout import DEFAULT_ORDER, ContextMethod, Layout
 from simulator.parallel.training import (
     Dtype,
@@ -278,6 +279,14 @@ def assumptions(draw: st.DrawFn) -> Assumptions:
         vocab_padding=draw(st.sampled_from([0, 128])),
         gradient_bucket_elements=draw(st.sampled_from([1, 3_000_000, 40_000_000])),
         zero2_reduction=draw(st.sampled_from(GradientReduction)),
+        zero3_reduction=draw(st.sampled_from(GradientReduction)),
+        norm_kernel=draw(st.sampled_from(Fusion)),
+        activation_kernel=draw(st.sampled_from(Fusion)),
+        expert_weighting=draw(st.sampled_from(ExpertWeighting)),
+        expanded_kv=draw(st.booleans()),
+        gradient_accumulation_fusion=draw(st.booleans()),
+        free_gradients=draw(st.booleans()),
+        expert_capacity=draw(st.sampled_from([0.0, 1.25])),
         fsdp_prefetch_layers=draw(st.integers(0, 3)),
         free_sent_activations=draw(st.booleans()),
         scatter_gather=draw(st.booleans()),
