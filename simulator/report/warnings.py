@@ -26,6 +26,11 @@ def warnings_of(
     shape = mesh.shapes[Group.TENSOR]
     if memory.fits and memory.reserved_peak_bytes > NEARLY_FULL * memory.capacity_bytes:
         found.append("memory is nearly full: fragmentation beyond the modelled one would break the job")
+    if memory.allocator.retries:
+        found.append(
+            f"the allocator gives back all idle memory {memory.allocator.retries} x in a step to serve a request, and "
+            "stops the device for it: expandable segments or a little less memory avoid that"
+        )
     if shape.tiers and shape.tiers[0].members < shape.size:
         found.append(
             f"tensor groups of {shape.size} leave the {tier.name} domain ({domain} ranks of the job in each): their "

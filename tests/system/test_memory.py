@@ -257,6 +257,19 @@ def test_idle_memory_is_given_back_before_a_job_is_refused() -> None:
     assert [each.total_bytes // mib for each in found.values()] == [75, 45, 45, 75]
 
 
+def test_retries_of_the_allocator_are_a_warning_and_expandable_segments_avoid_them() -> None:
+    found = {
+        name: simulate(read_scenario("llama3.1-405b-h100-16384", {"assumptions.allocator": name}), with_levers=False)
+        for name in ("caching", "expandable")
+    }
+    warned = {name: [text for text in each.warnings if "idle memory" in text] for name, each in found.items()}
+    assert found["caching"].memory.allocator.retries == 1
+    assert warned["caching"][0].startswith("the allocator gives back all idle memory 1 x in a step")
+    assert found["expandable"].memory.allocator.retries == 0
+    assert warned["expandable"] == []
+    assert found["expandable"].memory.reserved_peak_bytes < found["caching"].memory.reserved_peak_bytes
+
+
 def test_a_job_that_does_not_fit_says_how_much_is_missing() -> None:
     whole = simulate(scaled("80 GiB"), with_levers=False).memory
     assert whole.fits
