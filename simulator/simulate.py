@@ -16,7 +16,6 @@ from simulator.engine import run
 from simulator.errors import ScenarioError
 from simulator.lowering.evaluation import MemoryEvaluation, evaluate
 from simulator.lowering.step import lower_step
-from simulator.model.adapters import with_adapters
 from simulator.model.decoder import build_model
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
@@ -79,10 +78,12 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     started = perf_counter()
     layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
     degrees = resolve_degrees(layout, devices=scenario.devices)
-    model = build_model(scenario.model, sequence_length=training.sequence_length, kernels=assumptions.kernels)
-    if training.lora is not None:
-        targets = None if training.lora.targets == "all-linear" else training.lora.targets
-        model = with_adapters(model, rank=training.lora.rank, targets=targets)
+    model = build_model(
+        scenario.model,
+        sequence_length=training.sequence_length,
+        kernels=assumptions.kernels,
+        adapters=training.adapters,
+    )
     cluster = build_cluster(scenario.cluster)
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
     stages = split_into_stages(model, layout, degrees)

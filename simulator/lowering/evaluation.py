@@ -14,6 +14,7 @@ from simulator.cost.pricing import memory_rules
 from simulator.cost.resident import levels_of, resident
 from simulator.cost.shares import share_stages
 from simulator.lowering.memory_walk import RankMemory, stages_of_ranks, walk_step
+from simulator.model.adapters import Adapters
 from simulator.model.decoder import build_model
 from simulator.model.kernels import Kernels
 from simulator.model.layers import Model
@@ -60,7 +61,8 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
     layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
     degrees = resolve_degrees(layout, devices=scenario.devices)
     cut = Layout(pp=layout.pp, vpp=layout.vpp, stages=layout.stages)
-    model, stages = _stages(scenario.model, training.sequence_length, assumptions.kernels, cut)
+    model = _model(scenario.model, training.sequence_length, assumptions.kernels, training.adapters)
+    stages = _stages(model, cut)
     rules = memory_rules(model, layout, degrees, training, assumptions)
     shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
     microbatches = enough_microbatches(scenario.schedule, layout.pp, num_microbatches(training, degrees))
@@ -87,15 +89,14 @@ def enough_microbatches(schedule: str, pp: int, microbatches: int) -> int:
 
 
 @lru_cache(maxsize=32)
-def _model(spec: ModelSpec, sequence_length: int, kernels: Kernels) -> Model:
-    return build_model(spec, sequence_length=sequence_length, kernels=kernels)
+def _model(spec: ModelSpec, sequence_length: int, kernels: Kernels, adapters: Adapters | None) -> Model:
+    return build_model(spec, sequence_length=sequence_length, kernels=kernels, adapters=adapters)
 
 
 @lru_cache(maxsize=256)
-def _stages(spec: ModelSpec, sequence_length: int, kernels: Kernels, cut: Layout) -> tuple[Model, tuple[Stage, ...]]:
-    """Returns the model and its stages, which depend on no more of a layout than `cut` has."""
-    model = _model(spec, sequence_length, kernels)
-    return model, split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp))
+def _stages(model: Model, cut: Layout) -> tuple[Stage, ...]:
+    """Returns the stages of a model, which depend on no more of a layout than `cut` has."""
+    return split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp))
 
 
 @lru_cache(maxsize=256)

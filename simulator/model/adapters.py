@@ -13,11 +13,21 @@ Source: Hu 2021 (LoRA, arXiv 2106.09685), section 4.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from simulator.model.layers import Block, Layer, LayerKind, Model
 from simulator.model.operators import ExpertMatMul, MatMul, Operator
 from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapters:
+    """Which adapters a model has."""
+
+    rank: int
+    """Inner size r of each."""
+    targets: tuple[str, ...] | None = None
+    """Names of the weights that have one, as in `adapter_targets`; None: all of them."""
 
 
 def with_adapters(model: Model, *, rank: int, targets: Sequence[str] | None = None) -> Model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from simulator.model.adapters import Adapters, with_adapters
 from simulator.model.embedding import embedding, token_table
 from simulator.model.encoder_decoder import encoder_decoder_layers, encoder_length
 from simulator.model.head import head
@@ -14,14 +15,22 @@ from simulator.model.transformer import transformer_layers
 from simulator.model.vision import build_vision_transformer
 
 
-def build_model(spec: ModelSpec, *, sequence_length: int, kernels: Kernels = FUSED) -> Model:
+def build_model(
+    spec: ModelSpec, *, sequence_length: int, kernels: Kernels = FUSED, adapters: Adapters | None = None
+) -> Model:
     """Returns the model: its layers of operators and weights.
 
     Args:
         spec: the architecture.
         sequence_length: tokens of a sequence; of an encoder-decoder, of the decoder's.
         kernels: which operators are fused.
+        adapters: which low-rank adapters are trained in place of the model; None: all of it is trained.
     """
+    model = _whole_model(spec, sequence_length=sequence_length, kernels=kernels)
+    return model if adapters is None else with_adapters(model, rank=adapters.rank, targets=adapters.targets)
+
+
+def _whole_model(spec: ModelSpec, *, sequence_length: int, kernels: Kernels) -> Model:
     if spec.convolution is not None and spec.image is not None:
         return build_residual_network(spec, spec.convolution, spec.image, kernels=kernels)
     if spec.image is not None:

@@ -192,7 +192,7 @@ class Layer:
                 return 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A whole model: embedding, layers, head. Equal layers are one object."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from simulator.model.adapters import Adapters
 from simulator.parallel.lora import Lora
 from simulator.parallel.optimizer import Optimizer, UpdateRule
 from simulator.parallel.precision import RECIPES, Dtype, Precision
@@ -134,3 +135,10 @@ class Training(BaseModel):
     def rule(self) -> UpdateRule:
         """The update rule with its settings."""
         return UpdateRule(name=self.optimizer) if isinstance(self.optimizer, Optimizer) else self.optimizer
+
+    @property
+    def adapters(self) -> Adapters | None:
+        """The low-rank adapters that alone are trained; None: the model is."""
+        if self.lora is None:
+            return None
+        return Adapters(rank=self.lora.rank, targets=None if self.lora.targets == "all-linear" else self.lora.targets)

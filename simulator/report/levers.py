@@ -9,6 +9,7 @@ from typing import Any
 from simulator.cost.validity import broken_rules
 from simulator.lowering.evaluation import evaluate
 from simulator.model.kernels import CrossEntropy
+from simulator.parallel.precision import BITS
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import (
     Dtype,
@@ -147,7 +148,7 @@ def _precision(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
     """Smaller types, each beside the rest of the recipe as it is."""
     types, default = scenario.training.types, Precision()
     for key, smaller in (("gradients", Dtype.BF16), ("optimizer", Dtype.BF16), ("compute", Dtype.FP8)):
-        if getattr(types, key).bytes > smaller.bytes:
+        if BITS[getattr(types, key)] > BITS[smaller]:
             changed = types.model_copy(update={key: smaller})
             told = {name: value for name, value in changed if value != getattr(default, name)}
             listed = ", ".join(f"{name}: {value}" for name, value in told.items())

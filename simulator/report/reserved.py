@@ -9,9 +9,14 @@ from simulator.cost.allocator import AllocatorRun, run_allocator
 from simulator.cost.allocator_settings import AllocatorSettings
 from simulator.cost.resident import OUTSIDE_ALLOCATOR
 from simulator.lowering.allocation import allocation_trace
+from simulator.lowering.evaluation import enough_microbatches
+from simulator.lowering.step import lower_step
 from simulator.parallel.assumptions import Allocator
 from simulator.report.simulated import Simulated
+from simulator.schedule import build_schedule
 
+MOST_MICROBATCHES = 512
+"""Microbatches after which the allocator's free blocks are taken not to change any more; chosen."""
 STATIC_VENDORS = ("google",)
 """Vendors whose compiler plans a program's memory ahead (XLA)."""
 
@@ -57,9 +62,26 @@ class Reservation:
 
 
 def play(simulated: Simulated, class_number: int) -> tuple[AllocationTrace, Reservation]:
-    """Returns what a rank class allocates and frees in a step, and what the allocator makes of that."""
-    trace = allocation_trace(simulated.step, simulated.costs, simulated.schedule, class_number)
-    resident = simulated.step.resident[simulated.step.pipeline_ranks[class_number]]
+    """Returns what a rank class allocates and frees in a step, and what the allocator makes of that.
+
+    Of a long step that comes round only the first `MOST_MICROBATCHES` are played, or as many as its memory needs.
+    """
+    step, schedule = simulated.step, simulated.schedule
+    rank = step.pipeline_ranks[class_number]
+    fewer = _fewer_microbatches(simulated)
+    if fewer < schedule.microbatches:
+        schedule = build_schedule(schedule.name, pp=schedule.pp, vpp=simulated.scenario.layout.vpp, microbatches=fewer)
+        step = lower_step(
+            simulated.costs,
+            schedule,
+            mesh=simulated.mesh,
+            layout=simulated.scenario.layout,
+            training=simulated.scenario.training,
+            assumptions=simulated.scenario.assumptions,
+        )
+        class_number = step.pipeline_ranks.index(rank)
+    trace = allocation_trace(step, simulated.costs, schedule, class_number)
+    resident = step.resident[rank]
     accelerator = simulated.mesh.cluster.accelerator
     reservation = reserve(
         trace,
@@ -68,6 +90,14 @@ def play(simulated: Simulated, class_number: int) -> tuple[AllocationTrace, Rese
         capacity_bytes=accelerator.memory_usable_bytes,
     )
     return trace, reservation
+
+
+def _fewer_microbatches(simulated: Simulated) -> int:
+    """Enough for the peak, at least `MOST_MICROBATCHES` rounded up to whole rounds of the pipeline."""
+    schedule = simulated.schedule
+    enough = enough_microbatches(schedule.name, schedule.pp, schedule.microbatches)
+    whole_rounds = -(-MOST_MICROBATCHES // schedule.pp) * schedule.pp
+    return min(schedule.microbatches, max(enough, whole_rounds)) if enough < schedule.microbatches else enough
 
 
 def allocator_of(wanted: Allocator, *, vendor: str) -> Allocator:

@@ -91,7 +91,8 @@ def test_a_frozen_layer_keeps_its_input_for_its_adapter_alone() -> None:
     plain = model("llama3.1-8b").layers[0]
     bare = with_adapters(model("llama3.1-8b"), rank=8, targets=("down",)).layers[0]
     adapted = with_adapters(model("llama3.1-8b"), rank=8).layers[0]
-    names = {tensor.name for tensor in plain.kept}
+    # A quantised copy serves the gradient of the weight that is frozen.
+    names = {tensor.name for tensor in plain.kept} - {"quantised attention output"}
     assert names - {tensor.name for tensor in bare.kept} == {"attention norm output", "mlp norm output"}
     assert {tensor.name for tensor in adapted.kept} == names | {
         f"{name} adapter" for name in ("query", "key", "value", "output", "mlp gate", "mlp up", "mlp down")
