@@ -10,18 +10,19 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cost.memory import MEMORY, ZERO, Memory, along
+from simulator.cost.memory import MEMORY, ZERO, Levels, Memory, along
 from simulator.cost.resident import levels_of, resident
 from simulator.cost.shares import StageShare, share_stages
 from simulator.cost.stage_memory import At, MemoryRules
 from simulator.model.decoder import build_model
 from simulator.model.spec import Experts, ModelSpec
 from simulator.parallel.assumptions import Assumptions, GradientReduction
-from simulator.parallel.degrees import Degrees
+from simulator.parallel.degrees import Degrees, candidates
 from simulator.parallel.layout import Layout
 from simulator.parallel.precision import Precision
 from simulator.parallel.stages import split_into_stages
@@ -52,7 +53,8 @@ def _rules(
 ) -> tuple[MemoryRules, tuple[StageShare, ...]]:
     whole = build_model(spec, sequence_length=8)
     training = Training(sequence_length=8, global_batch=64, precision=precision, recompute=recompute)
-    stages = split_into_stages(whole, Layout(zero=cut.zero, pp=cut.pp), cut)
+    pp = int(np.max(cut.pp))
+    stages = split_into_stages(whole, Layout(zero=int(np.max(cut.zero)), pp=pp), degrees(pp=pp))
     rules = MemoryRules(
         workload=workload(8, top_k=spec.experts.top_k if spec.experts else 1),
         degrees=cut,
@@ -401,6 +403,28 @@ def test_experts_have_four_more_workspaces() -> None:
     for spec, size in ((SPEC, 32 * MIB), (ROUTED, 160 * MIB)):
         rules, shares = _rules(degrees(), spec)
         assert {held.name: held.bytes for held in resident(rules, shares)}["workspaces of GEMMs"] == size
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("spec", [SPEC, ROUTED], ids=lambda spec: spec.name)
+def test_candidates_together_take_what_each_takes_alone(spec: ModelSpec, zero: int) -> None:
+    """As a search asks: passes and resident memory of an array of layouts; which shapes coincide differs by layout."""
+    cuts = [degrees(tp=tp, dp=dp, ep=2, etp=etp, zero=zero) for tp, dp, etp in ((2, 8, 2), (4, 4, 4), (4, 8, 2))]
+    names = Degrees.__dataclass_fields__
+    together = _levels(candidates(**{name: [getattr(cut, name) for cut in cuts] for name in names}), spec)
+    for candidate, cut in enumerate(cuts):
+        for many, one in zip(together, _levels(cut, spec), strict=True):
+            assert [int(np.broadcast_to(level, 3)[candidate]) for level in many] == list(one)
+
+
+def _levels(cut: Degrees, spec: ModelSpec) -> list[Levels]:
+    """Highest point and end of both passes, and what is resident."""
+    rules, (share,) = _rules(cut, spec)
+    passes = (_forward(rules, share), rules.backward(share, **ALL))
+    return [
+        *(levels for swings in passes for levels in along(ZERO, (at.swing for at in swings))),
+        levels_of(resident(rules, [share])),
+    ]
 
 
 def test_levels_add_up_each_category_of_what_is_resident() -> None:
