@@ -70,11 +70,11 @@ def test_without_events_nothing_changes() -> None:
 
 
 def test_along_finds_the_highest_point_inside_a_swing() -> None:
-    """100 there; +20 stay; a buffer of 50 comes and goes: 170 at the highest, 120 at the end."""
+    """100 there; +20 stay; a buffer of 15 comes and goes: 135 at the highest, 120 at the end."""
     initial = tuple(100 * (category is Memory.PARAMETERS) for category in MEMORY)
-    passing = Swing(held=(_held(TEMPORARY, 50),), events=((0, 1), (0, -1)))
+    passing = Swing(held=(_held(TEMPORARY, 15),), events=((0, 1), (0, -1)))
     peak, level = along(initial, (taken("a", ACTIVATIONS, 20), passing, given_back("b", ACTIVATIONS, 0)))
-    assert _of(peak) == {Memory.PARAMETERS: 100, ACTIVATIONS: 20, TEMPORARY: 50}
+    assert _of(peak) == {Memory.PARAMETERS: 100, ACTIVATIONS: 20, TEMPORARY: 15}
     assert _of(level) == {Memory.PARAMETERS: 100, ACTIVATIONS: 20}
 
 
