@@ -67,15 +67,19 @@ class Swing:
             place = _PLACES[tensor.category]
             net = (*ZERO[:place], sign * tensor.bytes, *ZERO[place + 1 :])
             return (net if sign > 0 else ZERO), net
-        sizes = np.array([tensor.bytes for tensor in self.held], dtype=np.int64)
+        found = [tensor.bytes for tensor in self.held]
+        if any(isinstance(size, np.ndarray) for size in found):
+            found = list(np.broadcast_arrays(*found))
+        sizes = np.array(found, dtype=np.int64)
         numbers, signs = np.array(self.events, dtype=np.int64).reshape(-1, 2).T
         places = np.array([_PLACES[tensor.category] for tensor in self.held], dtype=np.int64)
         changes = np.zeros((len(self.events) + 1, len(MEMORY), *sizes.shape[1:]), dtype=np.int64)
         changes[np.arange(1, len(changes)), places[numbers]] = (signs * sizes[numbers].T).T
         levels = changes.cumsum(axis=0)
         highest = levels.sum(axis=1).argmax(axis=0)
-        at_peak = levels[highest] if sizes.ndim == 1 else levels[highest, :, np.arange(sizes.shape[1])].T
-        return tuple(at_peak.tolist()), tuple(levels[-1].tolist())
+        if sizes.ndim == 1:
+            return tuple(levels[highest].tolist()), tuple(levels[-1].tolist())
+        return tuple(levels[highest, :, np.arange(sizes.shape[1])].T), tuple(levels[-1])
 
     @property
     def peak(self) -> Levels:
@@ -162,9 +166,12 @@ def along(initial: Levels, swings: Iterable[Swing]) -> tuple[Levels, Levels]:
     level, best = list(initial), list(initial)
     total = highest = sum(initial)
     for swing in swings:
-        if total + sum(swing.peak) > highest:
-            best = [now + change for now, change in zip(level, swing.peak, strict=True)]
-            highest = sum(best)
+        higher = total + sum(swing.peak) > highest
+        if isinstance(higher, np.ndarray) or higher:
+            reached = [now + change for now, change in zip(level, swing.peak, strict=True)]
+            if isinstance(higher, np.ndarray):
+                reached = [np.where(higher, new, old) for new, old in zip(reached, best, strict=True)]
+            best, highest = reached, sum(reached)
         level = [now + change for now, change in zip(level, swing.net, strict=True)]
         total = sum(level)
     return tuple(best), tuple(level)

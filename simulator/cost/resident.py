@@ -92,11 +92,17 @@ def _placeholder_bytes(rules: MemoryRules, shares: Sequence[StageShare]) -> Int:
     if rules.zero >= 3 or not (assumptions.gradient_accumulation_fusion and assumptions.weight_gradient_placeholders):
         return 0
     layers = dict.fromkeys(layer.layer for share in shares for layer in share.layers)
-    shapes: dict[tuple[Int, Int], None] = {}
+    seen: list[tuple[Int, Int]] = []
+    elements: Int = 0
     for layer in layers:
         for rows, columns in _weight_shapes(layer, rules):
-            shapes[rows, columns] = None
-    return rules.weight_gradient_bytes * sum(rows * columns for rows, columns in shapes)
+            is_new: Int = 1
+            for other_rows, other_columns in seen:
+                # Candidates agree in names of axes, not in which local shapes coincide.
+                is_new = is_new * (1 - (rows == other_rows) * (columns == other_columns))
+            elements = elements + is_new * rows * columns
+            seen.append((rows, columns))
+    return rules.weight_gradient_bytes * elements
 
 
 def _weight_shapes(layer: Layer, rules: MemoryRules) -> Iterable[tuple[Int, Int]]:

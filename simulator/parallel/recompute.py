@@ -12,8 +12,9 @@ WHOLE = "layer"
 """Name of the only region of a layer that is recomputed in full."""
 SELECTIVE_DEFAULT = frozenset({str(Part.CORE_ATTENTION)})
 """What `recompute: selective` drops (Korthikanti 2022, section 5)."""
-KEEPS_RESULTS = frozenset({str(Part.CORE_ATTENTION)})
-"""Parts whose results are kept, as the next operator saves them."""
+KEEPS_RESULTS = frozenset({str(Part.CORE_ATTENTION), "attention", "mlp", "experts"})
+"""Checkpointed parts and blocks, whose results are kept where the next operator saves them; other parts discard theirs
+(Megatron-LM, `--recompute-modules`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
