@@ -27,13 +27,14 @@ from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel
 from simulator.cost.kernels import KernelModel, elementwise_time_s, gemm_time_s, grouped_gemm_time_s
 from simulator.model.layers import Block, Layer
 from simulator.model.operators import AttentionCore, Convolution, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
-from simulator.model.tensors import Axes, Element, TensorAxis, Tokens
+from simulator.model.tensors import Axes, TensorAxis, Tokens
 from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.formats import activation_format, base_format
 from simulator.parallel.layout import ContextMethod
 from simulator.parallel.lora import BaseType
 from simulator.parallel.precision import Dtype, Scaling
+from simulator.parallel.recompute import every_other_matmul_again
 from simulator.parallel.sharding import (
     Workload,
     activation_bytes,
@@ -180,21 +181,12 @@ def price_block(block: Block, pricing: Pricing) -> BlockCost:
 
 
 def half_recompute_s(layer: Layer, pricing: Pricing) -> float:
-    """Returns the forward seconds of a layer without attention and without its first, third, fifth matrix product."""
-    products = [operator for operator in layer.operators if isinstance(operator, MatMul | ExpertMatMul)]
-    # Two results of one product (keys and values) count as two, as in `liveness`: half of it is run again.
-    seconds, place = 0.0, 0
-    for operator in layer.operators:
-        if isinstance(operator, AttentionCore):
-            continue
-        forward_s = _price((operator,), pricing).forward_s
-        if operator in products:
-            results = sum(tensor.element is not Element.QUANTISED_COPY for tensor in operator.writes)
-            again = sum((place + number) % 2 for number in range(results))
-            forward_s *= again / results
-            place += results
-        seconds += forward_s
-    return seconds
+    """Returns the forward seconds of what runs again where every other matrix product of a layer is kept."""
+    return sum(
+        float(again) * _price((operator,), pricing).forward_s
+        for operator, again in every_other_matmul_again(layer)
+        if again
+    )
 
 
 def _part_seconds(block: Block, pricing: Pricing) -> dict[str, float]:

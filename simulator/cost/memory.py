@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator.cost.liveness import Entry, Measure, Tape, Use
+from simulator.cost.tape import Entry, Measure, Tape, Use
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.sharding import Workload, context_buffer_bytes, gradient_bytes, local_elements, tensor_bytes
 

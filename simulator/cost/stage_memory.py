@@ -11,15 +11,29 @@ that runs. A layer's gradients are copied into the input of a reduce-scatter, wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
-from simulator.cost.liveness import LayerTapes, Splits, Tape, WeightGradients, layer_tapes
+from simulator.cost import pass_memory
+from simulator.cost.buckets import gradient_buckets
+from simulator.cost.liveness import layer_tapes
 from simulator.cost.memory import Held, Memory, Swing, given_back, measured, released, taken
+from simulator.cost.pass_memory import (
+    ALL_GATHER_BUFFER,
+    GATHERED_PARAMETERS,
+    REDUCE_SCATTER_INPUT,
+    SHARDED_GRADIENTS,
+    STAGE_INPUT,
+    STAGE_OUTPUT,
+    At,
+    LayerMemory,
+    PassMemory,
+)
 from simulator.cost.shares import LayerShare, StageShare
+from simulator.cost.tape import LayerTapes, Splits, Tape, WeightGradients
 from simulator.model.layers import Layer, LayerKind
 from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.degrees import Degrees, Int
@@ -28,59 +42,8 @@ from simulator.parallel.recompute import recompute_choice
 from simulator.parallel.sharding import Workload, activation_bytes, tensor_bytes, workload_of_layer
 from simulator.parallel.training import Training
 
-ELEMENTS_PER_REPLICA = 1_000_000
-"""A gradient bucket has at least this many elements for each data-parallel rank (Megatron-LM, E3.4)."""
 Change = Callable[[str, Memory, Int], Swing]
 """Takes or gives back one tensor."""
-ALL_GATHER_BUFFER, REDUCE_SCATTER_INPUT = "all-gather buffer", "input of reduce-scatter"
-SHARDED_GRADIENTS, GATHERED_PARAMETERS = "sharded gradients", "gathered parameters"
-STAGE_INPUT, STAGE_OUTPUT = "stage input", "stage output"
-"""What a stage receives and sends, where that is not the embedding's or the head's."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class At:
-    """A swing and where it happens."""
-
-    swing: Swing
-    """What it does."""
-    place: int | None
-    """Position of the layer in its stage; None: the stage as a whole."""
-    chunk: int | None = None
-    """Stage of the rank, by its number there; None: that of the routine which it is part of."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerMemory:
-    """One layer in one pass."""
-
-    before: tuple[At, ...]
-    """What comes before it runs: gathered parameters."""
-    during: At
-    """Its own tensors."""
-    after: tuple[At, ...]
-    """What goes, or comes, when it has run: gathered parameters, gradients to reduce."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassMemory:
-    """The pass of one microbatch through a stage."""
-
-    begin: tuple[At, ...]
-    """What the stage receives."""
-    layers: dict[int, LayerMemory]
-    """By position, in the order of the pass."""
-    end: tuple[At, ...]
-    """What the stage has sent."""
-
-    def __iter__(self) -> Iterator[At]:
-        """Yields all swings in order."""
-        yield from self.begin
-        for layer in self.layers.values():
-            yield from layer.before
-            yield layer.during
-            yield from layer.after
-        yield from self.end
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,10 +86,15 @@ class MemoryRules:
         when = assumptions.zero2_reduction if self.zero == 2 else assumptions.zero3_reduction
         return self.zero < 2 or when is GradientReduction.LAST_MICROBATCH
 
-    @property
-    def all_microbatches_are_alike(self) -> bool:
-        """Whether a step's first and last microbatch change memory as all others do: no gradient comes or goes."""
-        return self.zero < 2
+    def first_differs(self, *, is_backward: bool) -> bool:
+        """Whether a pass of a step's first microbatch does more than others: gradients or parameters come."""
+        if not is_backward:
+            return self.zero >= 3 and not self.reshard_after_forward
+        return self.zero >= 2 and (self.reduces_once or self.frees_gradients)
+
+    def last_differs(self, *, is_backward: bool) -> bool:
+        """Whether a pass of its last microbatch does: gathered parameters or whole gradients go."""
+        return is_backward and self.zero >= 2 and (self.frees_gradients_in_buckets or not self.reshard_after_forward)
 
     @cached_property
     def weight_gradient_bytes(self) -> int:
@@ -285,20 +253,9 @@ class MemoryRules:
 
     def buckets(self, share: StageShare, *, backward: bool) -> list[list[int]]:
         """Returns the positions of the layers of each gradient bucket, in the order of the pass (E3.4)."""
-        smallest = int(
-            np.max(np.maximum(self.assumptions.gradient_bucket_elements, ELEMENTS_PER_REPLICA * self.degrees.replicas))
+        return gradient_buckets(
+            share, self.degrees, smallest=self.assumptions.gradient_bucket_elements, backward=backward
         )
-        order = range(len(share.layers))
-        buckets: list[list[int]] = [[]]
-        filled = 0
-        for position in reversed(order) if backward else order:
-            if filled >= smallest:
-                buckets.append([])
-                filled = 0
-            buckets[-1].append(position)
-            layer = share.layers[position]
-            filled += int(np.max(layer.dense_parameters + layer.expert_parameters))
-        return buckets
 
     def boundary_bytes(self, share: StageShare) -> Int:
         """Returns the bytes of the activation at a stage's edge (E4.15)."""
@@ -372,21 +329,43 @@ class MemoryRules:
 
     def _sharded(self, share: StageShare, position: int, change: Change) -> At:
         """The rank's shard of a layer's gradients."""
-        size = share.layers[position].states.gradients
-        return At(swing=change(SHARDED_GRADIENTS, Memory.GRADIENTS, size), place=position)
+        return self._single(share, position, change, SHARDED_GRADIENTS)
 
     def _gathered(self, share: StageShare, position: int, change: Change) -> At:
         """The parameters of a layer while it runs: gathered, or fetched whole, and quantised for this pass."""
-        layer = share.layers[position]
-        alone = layer.fetched_bytes * (self.degrees.shard_group == 1)
-        size = self._gathered_bytes(layer) + layer.quantised_bytes + alone
-        return At(swing=change(GATHERED_PARAMETERS, Memory.TEMPORARY, size), place=position)
+        return self._single(share, position, change, GATHERED_PARAMETERS)
 
     def _buffer(self, share: StageShare, position: int, change: Change) -> At:
         """The output of an all-gather, and its input where that has been fetched from the host."""
+        return self._single(share, position, change, ALL_GATHER_BUFFER)
+
+    def _reduce_input(self, share: StageShare, position: int, change: Change) -> At:
+        """The copy of a layer's gradients that is reduced, in the type of the network (E3.3)."""
+        return self._single(share, position, change, REDUCE_SCATTER_INPUT)
+
+    def _single(self, share: StageShare, position: int, change: Change, name: str) -> At:
+        """A tensor of a layer that belongs to none of its operators; equal layers share the swing."""
         layer = share.layers[position]
-        size = self._gathered_bytes(layer) + layer.fetched_bytes * (self.degrees.shard_group > 1)
-        return At(swing=change(ALL_GATHER_BUFFER, Memory.TEMPORARY, size), place=position)
+        key = (layer.layer, name, change)
+        if key not in self._measured:
+            category = Memory.GRADIENTS if name == SHARDED_GRADIENTS else Memory.TEMPORARY
+            self._measured[key] = change(name, category, self._single_bytes(layer, name))
+        return At(swing=self._measured[key], place=position)
+
+    def _single_bytes(self, layer: LayerShare, name: str) -> Int:
+        sharded = self.degrees.shard_group > 1
+        match name:
+            case pass_memory.SHARDED_GRADIENTS:
+                return layer.states.gradients
+            case pass_memory.GATHERED_PARAMETERS:
+                alone = layer.fetched_bytes * (self.degrees.shard_group == 1)
+                return self._gathered_bytes(layer) + layer.quantised_bytes + alone
+            case pass_memory.ALL_GATHER_BUFFER:
+                return self._gathered_bytes(layer) + layer.fetched_bytes * sharded
+            case _:
+                dense, expert = self._kept_apart
+                reduced = dense * layer.dense_parameters + expert * layer.expert_parameters
+                return self.training.types.reduce.bytes * reduced
 
     def _restored(self, share: StageShare, position: int, change: Change) -> tuple[At, ...]:
         """The 16-bit copy of a quantised frozen weight."""
@@ -427,13 +406,6 @@ class MemoryRules:
         """The gathered parameters of a layer, as far as they are sharded at all (E3.3)."""
         dense = layer.dense_gathered_bytes * (self.degrees.shard_group > 1)
         return dense + layer.expert_gathered_bytes * (self.degrees.expert_shard_group > 1)
-
-    def _reduce_input(self, share: StageShare, position: int, change: Change) -> At:
-        """The copy of a layer's gradients that is reduced, in the type of the network (E3.3)."""
-        layer = share.layers[position]
-        dense, expert = self._kept_apart
-        size = self.training.types.reduce.bytes * (dense * layer.dense_parameters + expert * layer.expert_parameters)
-        return At(swing=change(REDUCE_SCATTER_INPUT, Memory.TEMPORARY, size), place=position)
 
 
 def _stage(swing: Swing) -> At:

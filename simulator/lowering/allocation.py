@@ -9,19 +9,19 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.allocation_trace import NO_LAYER, AllocationTrace, TensorLabel
-from simulator.cost.liveness import LayerTapes
 from simulator.cost.memory import Held, Memory
-from simulator.cost.pricing import StageCosts
-from simulator.cost.resident import OUTSIDE_ALLOCATOR
-from simulator.cost.shares import StageShare
-from simulator.cost.stage_memory import (
+from simulator.cost.pass_memory import (
     ALL_GATHER_BUFFER,
     GATHERED_PARAMETERS,
     SHARDED_GRADIENTS,
     STAGE_INPUT,
     STAGE_OUTPUT,
-    MemoryRules,
 )
+from simulator.cost.pricing import StageCosts
+from simulator.cost.resident import OUTSIDE_ALLOCATOR
+from simulator.cost.shares import StageShare
+from simulator.cost.stage_memory import MemoryRules
+from simulator.cost.tape import LayerTapes
 from simulator.lowering.builder import WrittenRoutine
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import LayerKind

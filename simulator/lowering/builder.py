@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 from simulator.cost.collectives import Traffic
 from simulator.cost.memory import ZERO, Levels, along
-from simulator.cost.stage_memory import At
+from simulator.cost.pass_memory import At
 from simulator.engine import CounterChange, Demand, EventSlot, Routine, Task
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.parallel.mesh import Group

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.memory import MEMORY, ZERO, Levels
+from simulator.cost.pass_memory import At, PassMemory
 from simulator.cost.shares import LayerShare, StageShare
-from simulator.cost.stage_memory import At, MemoryRules, PassMemory
+from simulator.cost.stage_memory import MemoryRules
 from simulator.parallel.training import FullRecompute
 from simulator.schedule import PipelineSchedule
 from simulator.schedule.actions import BACKWARD_CODE
@@ -153,8 +154,8 @@ class _Passes:
         return self.known[key]
 
     def _levels(self, share: StageShare, *, is_backward: bool, first: bool, last: bool) -> tuple[IntArray, IntArray]:
-        differ = not self.rules.all_microbatches_are_alike
-        first, last = differ and first, differ and is_backward and last
+        first = first and self.rules.first_differs(is_backward=is_backward)
+        last = last and self.rules.last_differs(is_backward=is_backward)
         key = (self.key(share), is_backward, first, last)
         if key not in self.known:
             keeps = self._keeps_output(share)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.cost.pass_memory import PassMemory
 from simulator.cost.pricing import LayerCost, StageCost
-from simulator.cost.stage_memory import MemoryRules, PassMemory
+from simulator.cost.stage_memory import MemoryRules
 from simulator.lowering.builder import RoutineBuilder
 from simulator.lowering.data import DataLowering, Gathers, scatter_gradients
 from simulator.lowering.layers import LayerLowering, lower_backward, lower_forward

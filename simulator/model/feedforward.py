@@ -46,7 +46,7 @@ def experts_block(spec: ModelSpec, experts: Experts, *, source: Tensor, result: 
 
     The router works on the tokens that a rank holds (split over the tensor group with sequence parallelism), so
     that no gather precedes dispatch; shared experts are an ordinary MLP of their summed width, whose output a gate may
-    scale. Kept, per token: E3.8 with x = 2h or 2f_e, by `Kernels.expert_weighting`.
+    scale. Kept, per token: E3.8 with x = 2h, 2f_e or 0, by `Kernels.expert_weighting`.
     """
     before, normed = block_entry(spec, "mlp", source=source, kernels=kernels)
     width = experts.shared * (experts.shared_ffn or experts.ffn)

@@ -138,7 +138,7 @@ class Assumptions(BaseModel):
     zero2_reduction: GradientReduction = Field(
         GradientReduction.LAST_MICROBATCH,
         description="zero 2: gradients of a stage stay whole from its first to its last microbatch and are scattered "
-        "once (Llama 3, section 3.3.2), or are scattered after every microbatch; zero 3 always does the latter (E3.2).",
+        "once (Llama 3, section 3.3.2), or are scattered after every microbatch (E3.2).",
     )
     zero3_reduction: GradientReduction = Field(
         GradientReduction.EVERY_MICROBATCH,

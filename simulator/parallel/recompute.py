@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
-from simulator.model.layers import LayerKind
-from simulator.model.operators import Part
+from simulator.model.layers import Layer, LayerKind
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, Part
+from simulator.model.tensors import Element
 from simulator.parallel.training import FullRecompute, Recompute, SelectiveRecompute, Training
 
 WHOLE = "layer"
@@ -65,3 +68,22 @@ def recompute_choice(training: Training, kind: LayerKind, position: int) -> Reco
     if isinstance(recompute, SelectiveRecompute):
         return RecomputeChoice(names=frozenset(str(name) for name in recompute.operators))
     return NOTHING
+
+
+def every_other_matmul_again(layer: Layer) -> Iterator[tuple[Operator, Fraction]]:
+    """Yields each operator and the part of it that runs again where every other matrix product is kept.
+
+    Attention and the first, third, fifth result of a matrix product are kept; a product with two results (keys and
+    values) counts as two, half of which runs again. Source: torchtitan, selective checkpointing of operators.
+    """
+    place = 0
+    for operator in layer.operators:
+        if isinstance(operator, AttentionCore):
+            yield operator, Fraction(0)
+        elif isinstance(operator, MatMul | ExpertMatMul):
+            results = sum(tensor.element is not Element.QUANTISED_COPY for tensor in operator.writes)
+            again = sum((place + number) % 2 for number in range(results))
+            place += results
+            yield operator, Fraction(again, results)
+        else:
+            yield operator, Fraction(1)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 
 from simulator.cost.pricing import StageCosts
 from simulator.lowering.passes import choice_at
-from simulator.model.layers import Model
+from simulator.model.layers import Layer, Model
 from simulator.parallel.assumptions import FlopsConvention
+from simulator.parallel.recompute import RecomputeChoice, every_other_matmul_again
 from simulator.parallel.training import Training
 
 
@@ -48,9 +50,18 @@ def _recomputed(costs: StageCosts, training: Training, *, halved: bool) -> int:
         for position, layer in enumerate(stage.stage.layers)
     )
     return sum(
-        count * layer.forward_flops(operator, training.sequence_length, halved=halved)
+        count * _run_again(layer, choice, training.sequence_length, halved=halved)
         for (layer, choice), count in counts.items()
-        for block in layer.blocks
-        for operator in block.operators
-        if choice.region(block=block.name, part=operator.part) is not None
     )
+
+
+def _run_again(layer: Layer, choice: RecomputeChoice, sequence_length: int, *, halved: bool) -> int:
+    if choice.keeps_every_other_matmul:
+        shares = [(operator, again) for operator, again in every_other_matmul_again(layer)]
+    else:
+        shares = [
+            (operator, Fraction(choice.region(block=block.name, part=operator.part) is not None))
+            for block in layer.blocks
+            for operator in block.operators
+        ]
+    return int(sum(layer.forward_flops(operator, sequence_length, halved=halved) * again for operator, again in shares))

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from simulator.cost.liveness import Entry, LayerTapes, Splits, Tape, Use, WeightGradients, layer_tapes
+from simulator.cost.liveness import layer_tapes
 from simulator.cost.memory import Swing, measured
+from simulator.cost.tape import Entry, LayerTapes, Splits, Tape, Use, WeightGradients
 from simulator.model.layers import Layer
 from simulator.parallel.degrees import Degrees
 from simulator.parallel.recompute import NOTHING, RecomputeChoice

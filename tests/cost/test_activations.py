@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cost.liveness import Splits, WeightGradients, layer_tapes
+from simulator.cost.liveness import layer_tapes
+from simulator.cost.tape import Splits, WeightGradients
 from simulator.model.decoder import build_model
 from simulator.model.kernels import ExpertWeighting, Kernels
 from simulator.model.layers import Layer, Model

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cost.liveness import Splits, Use, WeightGradients, layer_tapes
+from simulator.cost.liveness import layer_tapes
 from simulator.cost.memory import MEMORY, Memory
+from simulator.cost.tape import Splits, Use, WeightGradients
 from simulator.model.decoder import build_model
 from simulator.model.kernels import CrossEntropy, ExpertWeighting, Kernels
 from simulator.model.layers import Layer, LayerKind
@@ -219,7 +220,7 @@ UNFUSED = {"flash_attention": False}
         (ROUTED, {}, "experts", EXPERTS, set()),
         (LLAMA, {}, "experts", set(), set()),
         # A checkpointed block's sum is its result, which the next norm saves.
-        (LLAMA, {}, "attention", ATTENTION | {"attention output", "log-sum-exp"}, set()),
+        (LLAMA, {}, "attention", ATTENTION | {"attention output", "quantised attention output", "log-sum-exp"}, set()),
     ],
 )
 def test_recompute_of_an_operator_drops_its_tensors_alone(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator.cost.liveness import Tape, layer_tapes
+from simulator.cost.liveness import layer_tapes
 from simulator.cost.memory import (
     MEMORY,
     ZERO,
@@ -21,6 +21,7 @@ from simulator.cost.memory import (
     released,
     taken,
 )
+from simulator.cost.tape import Tape
 from simulator.model.decoder import build_model
 from simulator.model.spec import ModelSpec
 from simulator.parallel.degrees import Degrees, Int, candidates

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.cost.memory import MEMORY, ZERO, Levels, Memory, along
+from simulator.cost.pass_memory import At
 from simulator.cost.resident import levels_of, resident
 from simulator.cost.shares import StageShare, share_stages
-from simulator.cost.stage_memory import At, MemoryRules
+from simulator.cost.stage_memory import MemoryRules
 from simulator.model.decoder import build_model
 from simulator.model.spec import Experts, ModelSpec
 from simulator.parallel.assumptions import Assumptions, GradientReduction
