@@ -19,10 +19,11 @@ from simulator.model.decoder import build_model
 from simulator.model.kernels import CrossEntropy, ExpertWeighting, Kernels
 from simulator.model.layers import Layer, LayerKind
 from simulator.model.spec import Experts, LatentAttention, ModelSpec, NormPlacement
+from simulator.model.tensors import Element
 from simulator.parallel.layout import ContextMethod
 from simulator.parallel.recompute import NOTHING, RecomputeChoice
 from simulator.parallel.sharding import Workload, tensor_bytes
-from simulator.parallel.training import RecomputedOperators
+from simulator.parallel.training import Dtype, RecomputedOperators
 from tests.cost.tapes import Played, both_passes, splits
 from tests.model.architectures import gpt, model, specs
 from tests.parallel.jobs import degrees, workload
@@ -51,7 +52,9 @@ def _layer(spec: ModelSpec = LLAMA, **kernels: Any) -> Layer:
 
 
 def _kept(layer: Layer, choice: RecomputeChoice = NOTHING, cuts: Splits | None = None) -> set[str]:
-    return {tensor.name for tensor in layer_tapes(layer, choice, cuts or splits()).kept}
+    """Names of what a layer keeps in 16 bits, where no GEMM has a quantised copy of its input."""
+    kept = layer_tapes(layer, choice, cuts or splits()).kept
+    return {tensor.name for tensor in kept if tensor.element is not Element.QUANTISED_COPY}
 
 
 def _kept_bytes(
@@ -301,6 +304,8 @@ def test_expanded_keys_and_values_are_kept_for_all_heads() -> None:
     [
         # torch with fake tensors: 16-bit logits, fp32 copy and log-softmax; log-softmax and two fp32 gradients.
         (CrossEntropy.EAGER, 5, 6),
+        # The same where the caller keeps the 16-bit logits over backward: AutoModel and torchtune, measured.
+        (CrossEntropy.EAGER_KEPT, 5, 7),
         # Megatron-LM: 16-bit logits and their fp32 copy, which becomes the softmax; that and a 16-bit gradient.
         (CrossEntropy.UNFUSED, 3, 3),
         # Transformer Engine, Liger: the gradient is written over the logits.
@@ -378,6 +383,17 @@ def test_capacity_rounds_up_for_each_expert() -> None:
 
 
 # Context parallelism.
+
+
+def test_fp8_keeps_attentions_output_for_the_core_in_16_bits_and_for_the_projection_in_8() -> None:
+    """Transformer Engine: 2·q bytes a token of a flash kernel's output, beside it q and an fp32 scale for 128."""
+    layer, shape = model("llama3.1-8b", 1).layers[0], workload(1, compute=Dtype.FP8)
+    kept = {
+        tensor.name: tensor_bytes(tensor, shape, degrees()) for tensor in layer_tapes(layer, NOTHING, splits()).kept
+    }
+    assert kept["attention output"] == 2 * 4096
+    assert kept["quantised attention output"] == 4096 + 4 * 4096 // 128
+    assert tensor_bytes(layer.tensors["quantised attention output"], workload(1), degrees()) == 0
 
 
 def test_ulysses_keeps_the_output_of_attention_before_and_after_its_all_to_all() -> None:

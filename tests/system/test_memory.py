@@ -64,6 +64,20 @@ def test_allocations_of_every_rank_class_balance_to_what_was_there_before_the_st
 
 
 @often
+@given(scenario=scenarios())
+def test_what_is_allocated_is_not_there_and_what_is_freed_is(scenario: Scenario) -> None:
+    simulated = run_steps(scenario)
+    for number in range(len(simulated.step.program.classes)):
+        trace = allocation_trace(simulated.step, simulated.costs, simulated.schedule, number)
+        order = np.argsort(trace.tensors, kind="stable")
+        tensors, allocates = trace.tensors[order], trace.allocates[order]
+        again = tensors[1:] == tensors[:-1]
+        assert np.array_equal(allocates[1:][again], ~allocates[:-1][again])
+        assert allocates[0]
+        assert np.all(allocates[1:][~again])
+
+
+@often
 @given(scenario=scenarios(max_ranks=16, max_microbatches=30), schedule=st.sampled_from(["1f1b", "interleaved-1f1b"]))
 @example(scenario=tiny(pp=2, dp=2, zero=2, microbatches=12), schedule="1f1b")
 @example(scenario=tiny(pp=2, dp=2, vpp=2, zero=3, microbatches=16), schedule="interleaved-1f1b")
