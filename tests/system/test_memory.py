@@ -77,6 +77,19 @@ def test_what_is_allocated_is_not_there_and_what_is_freed_is(scenario: Scenario)
         assert np.all(allocates[1:][~again])
 
 
+@pytest.mark.parametrize("recompute", [Recompute.NONE, Recompute.FULL])
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_layers_that_a_walk_leaves_out_change_nothing(zero: int, recompute: Recompute) -> None:
+    """Fourteen equal layers on a stage, more than random jobs have: the walk goes through some of them alone."""
+    scenario = tiny(model=tiny_model(layers=28), pp=2, dp=2, zero=zero, microbatches=3)
+    scenario = replace(scenario, training=scenario.training.model_copy(update={"recompute": recompute}))
+    simulated = run_steps(scenario)
+    walked = evaluate_memory(scenario).ranks
+    for number, peak in enumerate(simulated.timeline.counter_peaks):
+        rank = walked[simulated.step.pipeline_ranks[number]]
+        assert (rank.at_peak, rank.final) == (peak.at_peak, peak.final)
+
+
 @often
 @given(scenario=scenarios(max_ranks=16, max_microbatches=30), schedule=st.sampled_from(["1f1b", "interleaved-1f1b"]))
 @example(scenario=tiny(pp=2, dp=2, zero=2, microbatches=12), schedule="1f1b")
