@@ -19,7 +19,6 @@ from simulator.model.decoder import build_model
 from simulator.model.kernels import CrossEntropy, ExpertWeighting, Kernels
 from simulator.model.layers import Layer, LayerKind
 from simulator.model.spec import Experts, LatentAttention, ModelSpec, NormPlacement
-from simulator.model.tensors import Element
 from simulator.parallel.layout import ContextMethod
 from simulator.parallel.recompute import NOTHING, RecomputeChoice
 from simulator.parallel.sharding import Workload, tensor_bytes
@@ -52,9 +51,7 @@ def _layer(spec: ModelSpec = LLAMA, **kernels: Any) -> Layer:
 
 
 def _kept(layer: Layer, choice: RecomputeChoice = NOTHING, cuts: Splits | None = None) -> set[str]:
-    """Names of what a layer keeps in 16 bits, where no GEMM has a quantised copy of its input."""
-    kept = layer_tapes(layer, choice, cuts or splits()).kept
-    return {tensor.name for tensor in kept if tensor.element is not Element.QUANTISED_COPY}
+    return {tensor.name for tensor in layer_tapes(layer, choice, cuts or splits()).kept}
 
 
 def _kept_bytes(
