@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from simulator.cost.blocks import BlockCost, Pricing, accelerator_kernels, half_recompute_s, price_block
 from simulator.cost.collectives import Port, ports_of
 from simulator.cost.offload import HostResource, host_bytes_per_s
+from simulator.cost.resident import PLANNING_VENDORS
 from simulator.cost.shares import LayerShare, StageShare, share_stages
 from simulator.cost.stage_memory import MemoryRules
 from simulator.cost.update import update_time_s
@@ -99,9 +100,9 @@ def workload_of(model: Model, layout: Layout, training: Training, assumptions: A
 
 
 def memory_rules(
-    model: Model, layout: Layout, degrees: Degrees, training: Training, assumptions: Assumptions
+    model: Model, layout: Layout, degrees: Degrees, training: Training, assumptions: Assumptions, *, vendor: str
 ) -> MemoryRules:
-    """Returns what the memory of every stage depends on."""
+    """Returns what the memory of every stage depends on; `vendor`: of the accelerator."""
     return MemoryRules(
         workload=workload_of(model, layout, training, assumptions),
         degrees=degrees,
@@ -110,6 +111,7 @@ def memory_rules(
         has_experts=model.spec.experts is not None,
         context=layout.cp_method,
         reshard_after_forward=layout.reshard_after_forward,
+        planned_ahead=vendor.lower() in PLANNING_VENDORS,
     )
 
 
@@ -135,7 +137,7 @@ def price_stages(
         training=training,
     )
     shares = share_stages(model, stages, degrees, training, vocab_padding=pricing.workload.vocab_padding)
-    rules = memory_rules(model, layout, degrees, training, assumptions)
+    rules = memory_rules(model, layout, degrees, training, assumptions, vendor=mesh.cluster.accelerator.vendor)
     blocks: dict[Layer, tuple[BlockCost, ...]] = {}
     halves: dict[Layer, float] = {}
     by_key: dict[object, StageCost] = {}

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.cost.flow import Flow
-from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, is_router
 from simulator.model.tensors import Element
 from simulator.parallel.recompute import KEEPS_RESULTS, RecomputeChoice
 
@@ -101,7 +101,7 @@ def _every_other_matmul(flow: Flow) -> tuple[str, ...]:
     attention: list[str] = []
     for operator in flow.operators:
         made = [name for name in flow.writes(operator) if flow.tensors[name].element is not Element.QUANTISED_COPY]
-        if isinstance(operator, MatMul | ExpertMatMul):
+        if isinstance(operator, MatMul | ExpertMatMul) and not is_router(operator):
             products += made
         elif isinstance(operator, AttentionCore):
             attention += [name for name in made if name in flow.names(operator.saves)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
+import numpy as np
+
 from simulator.cost.memory import MEMORY, Held, Levels, Memory
 from simulator.cost.shares import StageShare
 from simulator.cost.stage_memory import MemoryRules
@@ -18,6 +20,8 @@ GROUPED_GEMM_STREAMS = 4
 """Streams on which the GEMMs of experts run, each with a workspace of its own (Transformer Engine)."""
 PIPELINE_NEIGHBOURS = 2
 """Pipeline ranks that a rank has a communicator with: the one before and the one after."""
+PLANNING_VENDORS = ("google",)
+"""Vendors whose compiler plans a program's memory ahead (XLA)."""
 OUTSIDE_ALLOCATOR = (Memory.COMMUNICATION, Memory.FRAMEWORK)
 """Resident memory of these categories does not come from the framework's caching allocator."""
 
@@ -38,20 +42,30 @@ def resident(rules: MemoryRules, shares: Sequence[StageShare]) -> tuple[Held, ..
         if not rules.frees_gradients:
             held.append(_held(f"gradients of stage {share.stage.index}", Memory.GRADIENTS, share.states.gradients))
     assumptions, degrees = rules.assumptions, rules.degrees
-    workspaces = 1 + GROUPED_GEMM_STREAMS * rules.has_experts
+    has_libraries = not rules.planned_ahead
+    workspaces = (1 + GROUPED_GEMM_STREAMS * rules.has_experts) * has_libraries
     return (
         *held,
         _held("placeholders of weight gradients", Memory.GRADIENTS, _placeholder_bytes(rules, shares)),
         _held("gradients as autograd makes them", Memory.GRADIENTS, _raw_gradient_bytes(rules, shares)),
-        _held("buckets of gradients and parameters", Memory.TEMPORARY, assumptions.bucket_buffers),
+        _held("buckets of gradients and parameters", Memory.TEMPORARY, _bucket_bytes(rules, shares)),
         _held("workspaces of GEMMs", Memory.TEMPORARY, workspaces * assumptions.gemm_workspace),
         _held(
             "buffers of communicators",
             Memory.COMMUNICATION,
-            _num_communicators(degrees, has_experts=rules.has_experts) * assumptions.communicator_buffers,
+            _num_communicators(degrees, has_experts=rules.has_experts)
+            * assumptions.communicator_buffers
+            * has_libraries,
         ),
         _held("device context", Memory.FRAMEWORK, assumptions.device_context),
     )
+
+
+def _bucket_bytes(rules: MemoryRules, shares: Sequence[StageShare]) -> Int:
+    types, held = rules.training.types, sum(share.num_parameters for share in shares)
+    most = rules.assumptions.bucket_copies
+    elements = np.minimum(held, most) if isinstance(held, np.ndarray) else min(held, most)
+    return (types.gradients.bytes + types.parameters.bytes) * elements
 
 
 def _raw_gradient_bytes(rules: MemoryRules, shares: Sequence[StageShare]) -> Int:
@@ -89,7 +103,8 @@ def _placeholder_bytes(rules: MemoryRules, shares: Sequence[StageShare]) -> Int:
     runs (docs/accuracy.md).
     """
     assumptions = rules.assumptions
-    if rules.zero >= 3 or not (assumptions.gradient_accumulation_fusion and assumptions.weight_gradient_placeholders):
+    fused = assumptions.gradient_accumulation_fusion and assumptions.weight_gradient_placeholders
+    if rules.zero >= 3 or rules.planned_ahead or not fused:
         return 0
     layers = dict.fromkeys(layer.layer for share in shares for layer in share.layers)
     seen: list[tuple[Int, Int]] = []

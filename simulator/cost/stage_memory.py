@@ -65,6 +65,8 @@ class MemoryRules:
     """Whether the model is a mixture of experts."""
     context: ContextMethod = ContextMethod.RING
     """Context parallel attention."""
+    planned_ahead: bool = False
+    """Whether a compiler plans memory (XLA on TPUs): there are no libraries that keep tensors of their own."""
     reshard_after_forward: bool = True
     """Whether zero 3 frees parameters after each pass; else after the last backward of a step."""
     _measured: dict[object, Swing] = field(default_factory=dict)

@@ -63,7 +63,7 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
     cut = Layout(pp=layout.pp, vpp=layout.vpp, stages=layout.stages)
     model = _model(scenario.model, training.sequence_length, assumptions.kernels, training.adapters)
     stages = _stages(model, cut)
-    rules = memory_rules(model, layout, degrees, training, assumptions)
+    rules = memory_rules(model, layout, degrees, training, assumptions, vendor=scenario.cluster.accelerator.vendor)
     shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
     microbatches = enough_microbatches(scenario.schedule, layout.pp, num_microbatches(training, degrees))
     schedule = _schedule(scenario.schedule, layout.pp, layout.vpp, microbatches)

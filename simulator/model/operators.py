@@ -21,7 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from simulator.model.tensors import Axes, Tensor, Tokens, Weight, elements
+from simulator.model.tensors import Axes, Tensor, TensorAxis, Tokens, Weight, elements
 
 
 class Part(StrEnum):
@@ -193,3 +193,8 @@ class Move(Dataflow):
 
 
 Operator = MatMul | ExpertMatMul | AttentionCore | Convolution | Streamed | Move
+
+
+def is_router(operator: Operator) -> bool:
+    """Returns whether an operator scores experts: it is no linear layer of the trunk."""
+    return isinstance(operator, MatMul) and any(axis is TensorAxis.ROUTER for axis, _ in operator.outputs)

@@ -92,7 +92,7 @@ class Assumptions(BaseModel):
     weight_gradient_placeholders: bool = Field(
         True,
         description="With fused accumulation one 16-bit tensor of each distinct shape of a linear weight stays in "
-        "memory (Transformer Engine); zero 3 has none.",
+        "memory (Transformer Engine); zero 3 and TPUs have none.",
     )
     free_gradients: bool = Field(
         True, description="zero 3: sharded gradients do not exist outside backward and update (zero_grad sets None)."
@@ -102,15 +102,15 @@ class Assumptions(BaseModel):
         description="What autograd makes stays beside the gradient buffers it is added to, over the whole step "
         "(DeepSpeed's bf16 optimizer: 2 bytes a parameter beside its fp32 gradients); zero 3 has none.",
     )
-    bucket_buffers: Bytes = Field(
+    bucket_copies: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Copies of gradients and parameters on their way, resident: DeepSpeed's reduce and all-gather "
-        "buckets of 5e8 elements each (E3.4), the buckets of torch DDP without gradient_as_bucket_view.",
+        description="Elements of two resident copies, of gradients to reduce and of parameters to gather, no more than "
+        "a rank has: 5e8 in DeepSpeed's zero 1 and 2 (E3.4); 0: reduced and gathered in place.",
     )
     gemm_workspace: Bytes = Field(
         32 << 20,
         description="Workspace of the GEMM library, one for each stream that GEMMs run on: one, and four for experts "
-        "(cuBLAS on Hopper and Blackwell; Transformer Engine).",
+        "(cuBLAS on Hopper and Blackwell; Transformer Engine). TPUs have none.",
     )
     vocab_padding: Annotated[int, Field(ge=0, le=1 << 20)] = Field(
         128, description="Vocabulary is padded to a multiple of this x tp (Megatron-LM, E1.11); 0: no padding."
@@ -120,7 +120,8 @@ class Assumptions(BaseModel):
     )
     communicator_buffers: Bytes = Field(
         16 * 9_633_792,
-        description="Staging buffers of one communicator: 16 connections x 9,633,792 B (NCCL defaults, E3.13).",
+        description="Staging buffers of one communicator: 16 connections x 9,633,792 B (NCCL defaults, E3.13). "
+        "TPUs have none.",
     )
     host_update_efficiency: Annotated[float, Field(ge=0.01, le=1)] = Field(
         0.45,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from simulator.model.layers import Layer, LayerKind
-from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, Part
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, Part, is_router
 from simulator.model.tensors import Element
 from simulator.parallel.training import FullRecompute, Recompute, SelectiveRecompute, Training
 
@@ -80,7 +80,7 @@ def every_other_matmul_again(layer: Layer) -> Iterator[tuple[Operator, Fraction]
     for operator in layer.operators:
         if isinstance(operator, AttentionCore):
             yield operator, Fraction(0)
-        elif isinstance(operator, MatMul | ExpertMatMul):
+        elif isinstance(operator, MatMul | ExpertMatMul) and not is_router(operator):
             results = sum(tensor.element is not Element.QUANTISED_COPY for tensor in operator.writes)
             again = sum((place + number) % 2 for number in range(results))
             place += results

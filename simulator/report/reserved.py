@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from simulator.cost.allocation_trace import AllocationTrace
 from simulator.cost.allocator import AllocatorRun, run_allocator
 from simulator.cost.allocator_settings import AllocatorSettings
-from simulator.cost.resident import OUTSIDE_ALLOCATOR
+from simulator.cost.resident import OUTSIDE_ALLOCATOR, PLANNING_VENDORS
 from simulator.lowering.allocation import allocation_trace
 from simulator.lowering.evaluation import enough_microbatches
 from simulator.lowering.step import lower_step
@@ -17,8 +17,6 @@ from simulator.schedule import build_schedule
 
 MOST_MICROBATCHES = 512
 """Microbatches after which the allocator's free blocks are taken not to change any more; chosen."""
-STATIC_VENDORS = ("google",)
-"""Vendors whose compiler plans a program's memory ahead (XLA)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -104,7 +102,7 @@ def allocator_of(wanted: Allocator, *, vendor: str) -> Allocator:
     """Returns the allocator with `auto` resolved: planned ahead on TPUs, PyTorch's caching allocator elsewhere."""
     if wanted is not Allocator.AUTO:
         return wanted
-    return Allocator.STATIC if vendor.lower() in STATIC_VENDORS else Allocator.CACHING
+    return Allocator.STATIC if vendor.lower() in PLANNING_VENDORS else Allocator.CACHING
 
 
 def reserve(trace: AllocationTrace, allocator: Allocator, *, outside_bytes: int, capacity_bytes: int) -> Reservation:
