@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.cost.memory import Swing
+from simulator.cost.shares import LayerShare
+from simulator.parallel.degrees import Degrees, Int
 
 ALL_GATHER_BUFFER, REDUCE_SCATTER_INPUT = "all-gather buffer", "input of reduce-scatter"
 SHARDED_GRADIENTS, GATHERED_PARAMETERS = "sharded gradients", "gathered parameters"
@@ -56,3 +58,28 @@ class PassMemory:
             yield layer.during
             yield from layer.after
         yield from self.end
+
+
+def layer_tensor_bytes(
+    name: str, layer: LayerShare, degrees: Degrees, *, reduced_apart: tuple[bool, bool], element_bytes: int
+) -> Int:
+    """Returns the bytes of a tensor of a layer that belongs to none of its operators (E3.3).
+
+    Args:
+        name: which one: sharded gradients; gathered parameters, fetched whole from the host or quantised for a pass;
+            the output of an all-gather, and its input where that was fetched; the input of a reduce-scatter.
+        layer: what a rank holds of it.
+        degrees: the cuts.
+        reduced_apart: whether the gradients of dense and of expert weights are reduced from a copy.
+        element_bytes: of a gradient on the network.
+    """
+    gathered = layer.dense_gathered_bytes * (degrees.shard_group > 1)
+    gathered = gathered + layer.expert_gathered_bytes * (degrees.expert_shard_group > 1)
+    if name == SHARDED_GRADIENTS:
+        return layer.states.gradients
+    if name == GATHERED_PARAMETERS:
+        return gathered + layer.quantised_bytes + layer.fetched_bytes * (degrees.shard_group == 1)
+    if name == ALL_GATHER_BUFFER:
+        return gathered + layer.fetched_bytes * (degrees.shard_group > 1)
+    dense, expert = reduced_apart
+    return element_bytes * (dense * layer.dense_parameters + expert * layer.expert_parameters)

@@ -17,7 +17,6 @@ from functools import cached_property
 
 import numpy as np
 
-from simulator.cost import pass_memory
 from simulator.cost.buckets import gradient_buckets
 from simulator.cost.liveness import layer_tapes
 from simulator.cost.memory import Held, Memory, Swing, given_back, measured, released, taken
@@ -31,8 +30,9 @@ from simulator.cost.pass_memory import (
     At,
     LayerMemory,
     PassMemory,
+    layer_tensor_bytes,
 )
-from simulator.cost.shares import LayerShare, StageShare
+from simulator.cost.shares import StageShare
 from simulator.cost.tape import LayerTapes, Splits, Tape, WeightGradients
 from simulator.model.layers import Layer, LayerKind
 from simulator.parallel.assumptions import Assumptions, GradientReduction
@@ -69,11 +69,11 @@ class MemoryRules:
     """Whether a compiler plans memory (XLA on TPUs): there are no libraries that keep tensors of their own."""
     reshard_after_forward: bool = True
     """Whether zero 3 frees parameters after each pass; else after the last backward of a step."""
-    _measured: dict[object, Swing] = field(default_factory=dict)
+    _measured: dict[object, Swing] = field(default_factory=dict, init=False, repr=False)
     """Swings of layers that were asked for before."""
-    _released: dict[Swing, Swing] = field(default_factory=dict)
+    _released: dict[Swing, Swing] = field(default_factory=dict, init=False, repr=False)
     """What frees the whole gradients that a swing leaves."""
-    _tapes: dict[object, LayerTapes] = field(default_factory=dict)
+    _tapes: dict[object, LayerTapes] = field(default_factory=dict, init=False, repr=False)
     """Tapes of layers that were asked for before; a layer is known by its identity, the stages keep it alive."""
 
     @cached_property
@@ -133,14 +133,14 @@ class MemoryRules:
             after: tuple[At, ...] = ()
             if self.zero >= 3 and (first or self.reshard_after_forward):
                 before = (
-                    self._buffer(share, position, taken),
-                    *((self._buffer(share, position - 1, given_back),) if position else ()),
-                    self._gathered(share, position, taken),
+                    self._tensor(ALL_GATHER_BUFFER, share, position, taken),
+                    *((self._tensor(ALL_GATHER_BUFFER, share, position - 1, given_back),) if position else ()),
+                    self._tensor(GATHERED_PARAMETERS, share, position, taken),
                 )
                 if self.reshard_after_forward:
-                    after = (self._gathered(share, position, given_back),)
+                    after = (self._tensor(GATHERED_PARAMETERS, share, position, given_back),)
                 if position == order[-1]:
-                    after += (self._buffer(share, position, given_back),)
+                    after += (self._tensor(ALL_GATHER_BUFFER, share, position, given_back),)
             if position - 1 in offloaded:
                 after += (self._outside(share, position - 1, -1),)
             layers[position] = LayerMemory(
@@ -179,27 +179,31 @@ class MemoryRules:
             before: tuple[At, ...] = ()
             after: tuple[At, ...] = ()
             if self.zero >= 3 and not self.reshard_after_forward:
-                after = (self._gathered(share, position, given_back),) if last else ()
+                after = (self._tensor(GATHERED_PARAMETERS, share, position, given_back),) if last else ()
             elif self.zero >= 3:
                 until = max(-1, position - 1 - self.assumptions.fsdp_prefetch_layers)
                 fresh = [number for number in range(position - 1, until, -1) if number not in issued]
-                own = () if position in issued else (self._buffer(share, position, taken),)
+                own = () if position in issued else (self._tensor(ALL_GATHER_BUFFER, share, position, taken),)
                 issued |= {position, *fresh}
                 before = (
                     *own,
-                    self._gathered(share, position, taken),
-                    self._buffer(share, position, given_back),
-                    *(self._buffer(share, number, taken) for number in fresh),
+                    self._tensor(GATHERED_PARAMETERS, share, position, taken),
+                    self._tensor(ALL_GATHER_BUFFER, share, position, given_back),
+                    *(self._tensor(ALL_GATHER_BUFFER, share, number, taken) for number in fresh),
                 )
-                after = (self._gathered(share, position, given_back),)
+                after = (self._tensor(GATHERED_PARAMETERS, share, position, given_back),)
             if not self.reduces_once:
                 after += (
                     *reducing,
-                    self._reduce_input(share, position, taken),
+                    self._tensor(REDUCE_SCATTER_INPUT, share, position, taken),
                     self._unsharded(share, position),
-                    *((self._sharded(share, position, taken),) if first and self.frees_gradients else ()),
+                    *(
+                        (self._tensor(SHARDED_GRADIENTS, share, position, taken),)
+                        if first and self.frees_gradients
+                        else ()
+                    ),
                 )
-                reducing = (self._reduce_input(share, position, given_back),)
+                reducing = (self._tensor(REDUCE_SCATTER_INPUT, share, position, given_back),)
             elif ends_of_buckets.get(position):
                 done = buckets[ends_of_buckets[position] - 1]
                 after += tuple(self._unsharded(share, number) for number in done)
@@ -227,7 +231,7 @@ class MemoryRules:
         freed = self.buckets(share, backward=True)[-1] if self.frees_gradients_in_buckets else range(len(share.layers))
         gone = [self._unsharded(share, number) for number in freed]
         if self.frees_gradients:
-            gone += [self._sharded(share, number, taken) for number in range(len(share.layers))]
+            gone += [self._tensor(SHARDED_GRADIENTS, share, number, taken) for number in range(len(share.layers))]
         return tuple(replace(at, chunk=chunk) for at in gone)
 
     def update(self, shares: Sequence[StageShare]) -> tuple[tuple[At, ...], tuple[At, ...]]:
@@ -238,7 +242,7 @@ class MemoryRules:
         if self.frees_gradients:
             for chunk, share in enumerate(shares):
                 freed += [
-                    replace(self._sharded(share, position, given_back), chunk=chunk)
+                    replace(self._tensor(SHARDED_GRADIENTS, share, position, given_back), chunk=chunk)
                     for position in range(len(share.layers))
                 ]
         return (_stage(taken(name, Memory.TEMPORARY, size)),), tuple(freed)
@@ -329,45 +333,16 @@ class MemoryRules:
             self._released[swing] = released(swing, Memory.GRADIENTS)
         return At(swing=self._released[swing], place=position)
 
-    def _sharded(self, share: StageShare, position: int, change: Change) -> At:
-        """The rank's shard of a layer's gradients."""
-        return self._single(share, position, change, SHARDED_GRADIENTS)
-
-    def _gathered(self, share: StageShare, position: int, change: Change) -> At:
-        """The parameters of a layer while it runs: gathered, or fetched whole, and quantised for this pass."""
-        return self._single(share, position, change, GATHERED_PARAMETERS)
-
-    def _buffer(self, share: StageShare, position: int, change: Change) -> At:
-        """The output of an all-gather, and its input where that has been fetched from the host."""
-        return self._single(share, position, change, ALL_GATHER_BUFFER)
-
-    def _reduce_input(self, share: StageShare, position: int, change: Change) -> At:
-        """The copy of a layer's gradients that is reduced, in the type of the network (E3.3)."""
-        return self._single(share, position, change, REDUCE_SCATTER_INPUT)
-
-    def _single(self, share: StageShare, position: int, change: Change, name: str) -> At:
+    def _tensor(self, name: str, share: StageShare, position: int, change: Change) -> At:
         """A tensor of a layer that belongs to none of its operators; equal layers share the swing."""
         layer = share.layers[position]
         key = (layer.layer, name, change)
         if key not in self._measured:
             category = Memory.GRADIENTS if name == SHARDED_GRADIENTS else Memory.TEMPORARY
-            self._measured[key] = change(name, category, self._single_bytes(layer, name))
+            reduced = self.training.types.reduce.bytes
+            size = layer_tensor_bytes(name, layer, self.degrees, reduced_apart=self._kept_apart, element_bytes=reduced)
+            self._measured[key] = change(name, category, size)
         return At(swing=self._measured[key], place=position)
-
-    def _single_bytes(self, layer: LayerShare, name: str) -> Int:
-        sharded = self.degrees.shard_group > 1
-        match name:
-            case pass_memory.SHARDED_GRADIENTS:
-                return layer.states.gradients
-            case pass_memory.GATHERED_PARAMETERS:
-                alone = layer.fetched_bytes * (self.degrees.shard_group == 1)
-                return self._gathered_bytes(layer) + layer.quantised_bytes + alone
-            case pass_memory.ALL_GATHER_BUFFER:
-                return self._gathered_bytes(layer) + layer.fetched_bytes * sharded
-            case _:
-                dense, expert = self._kept_apart
-                reduced = dense * layer.dense_parameters + expert * layer.expert_parameters
-                return self.training.types.reduce.bytes * reduced
 
     def _restored(self, share: StageShare, position: int, change: Change) -> tuple[At, ...]:
         """The 16-bit copy of a quantised frozen weight."""
@@ -403,11 +378,6 @@ class MemoryRules:
             for tensor in self.tapes(share, position).kept
         )
         return At(swing=Swing(held=held, events=tuple((number, sign) for number in range(len(held)))), place=position)
-
-    def _gathered_bytes(self, layer: LayerShare) -> Int:
-        """The gathered parameters of a layer, as far as they are sharded at all (E3.3)."""
-        dense = layer.dense_gathered_bytes * (self.degrees.shard_group > 1)
-        return dense + layer.expert_gathered_bytes * (self.degrees.expert_shard_group > 1)
 
 
 def _stage(swing: Swing) -> At:
