@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from simulator.cost.flow import Flow
-from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, is_router
+from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Move, Operator, Way, is_router
 from simulator.model.tensors import Element
 from simulator.parallel.recompute import KEEPS_RESULTS, RecomputeChoice
 
@@ -86,13 +86,21 @@ def _regions(flow: Flow, choice: RecomputeChoice) -> Iterator[Region]:
             found = choice.region(block=flow.blocks[id(operator)], part=operator.part)
         if operator is None or found != label:
             if label is not None:
-                made = {name for each in run for name in flow.writes(each)}
-                read = flow.names(name for each in run for name in each.reads)
+                operators = (*_gathers_before(flow, run), *run)
+                made = {name for each in operators for name in flow.writes(each)}
+                read = flow.names(name for each in operators for name in each.reads)
                 external = tuple(name for name in read if name not in made)
-                yield Region(label=label, operators=tuple(run), external=external, kept=kept)
+                yield Region(label=label, operators=operators, external=external, kept=kept)
             run, label = [], found
         if operator is not None:
             run.append(operator)
+
+
+def _gathers_before(flow: Flow, run: list[Operator]) -> tuple[Operator, ...]:
+    """The gathers of what a region reads: they are run again with it, and what they gather is stored in its parts."""
+    read = set(flow.names(name for each in run for name in each.reads))
+    gathers = (each for each in flow.operators if isinstance(each, Move) and each.way is Way.GATHER)
+    return tuple(each for each in gathers if each not in run and read.intersection(flow.writes(each)))
 
 
 def _every_other_matmul(flow: Flow) -> tuple[str, ...]:

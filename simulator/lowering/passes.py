@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.cost.blocks import BlockCost
+from simulator.cost.collectives import Collective
 from simulator.cost.pass_memory import PassMemory
 from simulator.cost.pricing import LayerCost, StageCost
 from simulator.cost.stage_memory import MemoryRules
-from simulator.lowering.builder import RoutineBuilder
+from simulator.lowering.builder import Category, RoutineBuilder
 from simulator.lowering.data import DataLowering, Gathers, scatter_gradients
 from simulator.lowering.layers import LayerLowering, lower_backward, lower_forward
 from simulator.lowering.offload import ActivationCopies, HostLowering
 from simulator.model.layers import LayerKind
+from simulator.model.operators import Part
+from simulator.parallel.mesh import Group
 from simulator.parallel.recompute import RecomputeChoice, recompute_choice
 from simulator.parallel.training import Training
 
@@ -143,5 +147,16 @@ def _recompute(
         lower_forward(layer, build, lowering.layers, place=f"{place} recompute", blocks=whole)
     rest = tuple(block for block in layer.blocks if block not in whole)
     for name in sorted(choice.names):
+        for block in rest:
+            if name == Part.LATENT_UP_PROJECTION and name in block.part_forward_s:
+                _gather_again(block, build, lowering)
         seconds = sum(block.part_forward_s.get(name, 0.0) for block in rest)
         build.compute(seconds, f"{name.replace('_', ' ')} recompute")
+
+
+def _gather_again(block: BlockCost, build: RoutineBuilder, lowering: PassLowering) -> None:
+    """The latents that the up-projections read are split over the tensor group with sequence parallelism."""
+    layers = lowering.layers
+    if layers.sequence_parallel:
+        gather = layers.transfers.collective(Group.TENSOR, Collective.ALL_GATHER, block.gathered_bytes)
+        build.blocking(gather, party=Group.TENSOR, category=Category.TENSOR)

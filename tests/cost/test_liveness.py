@@ -523,3 +523,15 @@ def test_more_recompute_never_keeps_more(
     some = RecomputeChoice(names=names)
     kept = [_kept_bytes(layer, choice, cuts, workload(64)) for choice in (FULL, some, NOTHING)]
     assert kept == sorted(kept)
+
+
+def test_latents_that_are_expanded_again_are_stored_in_parts_and_gathered_again() -> None:
+    """With sequence parallelism a rank keeps its share of the latents; their gather runs again with the projections."""
+    layer = _layer(LATENT)
+    choice = RecomputeChoice(names=frozenset({"latent_up_projection"}))
+    tapes, forward, backward = both_passes(layer, choice=choice, cuts=splits(sequence=True))
+    kept = {tensor.name for tensor in tapes.kept}
+    assert {"query latent norm output", "key-value latent norm output", "shared rotary key"} <= kept
+    assert not any(name.startswith("gathered") for name in kept)
+    assert backward.times_allocated("gathered shared rotary key") == 1
+    assert forward.times_allocated("gathered shared rotary key") == 1
