@@ -26,7 +26,17 @@ from simulator.cost.attention import attention_time_s, unfused_attention_time_s
 from simulator.cost.calibration import NumberFormat, kernel_coefficients, kernel_model
 from simulator.cost.kernels import KernelModel, elementwise_time_s, gemm_time_s, grouped_gemm_time_s
 from simulator.model.layers import Block, Layer
-from simulator.model.operators import AttentionCore, Convolution, ExpertMatMul, MatMul, Move, Operator, Streamed, Way
+from simulator.model.operators import (
+    AttentionCore,
+    Convolution,
+    ExpertMatMul,
+    MatMul,
+    Move,
+    Operator,
+    Streamed,
+    Way,
+    one_gemm_with,
+)
 from simulator.model.tensors import Axes, TensorAxis, Tokens
 from simulator.parallel.assumptions import AttentionKernel
 from simulator.parallel.degrees import Degrees, Int
@@ -209,14 +219,9 @@ def _cut_core(core: tuple[Operator, ...]) -> tuple[tuple[Operator, ...], tuple[O
 
 def _price(operators: Iterable[Operator], pricing: Pricing) -> ComputeTime:
     total = NOTHING
-    for _, run in groupby(operators, key=_fuses_with):
+    for _, run in groupby(operators, key=one_gemm_with):
         total = total + _price_run(tuple(run), pricing)
     return total
-
-
-def _fuses_with(operator: Operator) -> object:
-    """Linear layers of the same input run as one GEMM (Q, K and V; gate and up)."""
-    return (operator.tokens, operator.inputs, operator.frozen) if isinstance(operator, MatMul) else id(operator)
 
 
 def _price_run(run: tuple[Operator, ...], pricing: Pricing) -> ComputeTime:

@@ -73,10 +73,7 @@ class _Walk:
         self.events = []
         layer_input = self.flow.input
         self.live[layer_input] = self._entry(layer_input, "layer before", Use.SAVED, Measure.TENSOR)
-        kept = {
-            *self.storage.stored,
-            *(() if self.flow.layer.output is None else (self.flow.name(self.flow.layer.output),)),
-        }
+        kept = {*self.storage.stored, *(() if self.flow.output is None else (self.flow.output,))}
         self._run(self.flow.operators, kept)
         if layer_input in self.live and layer_input not in kept:
             self._free(layer_input)
@@ -109,12 +106,11 @@ class _Walk:
     def backward(self) -> list[tuple[int, int]]:
         """Returns the events of the backward pass."""
         self.events = []
-        output = self.flow.layer.output
         self.live = {
             name: self._entry(name, self._maker(name), Use.SAVED, Measure.TENSOR) for name in self.storage.stored
         }
-        if output is not None:
-            self._give_gradient(self.flow.name(output), "layer after", allocate=False)
+        if self.flow.output is not None:
+            self._give_gradient(self.flow.output, "layer after", allocate=False)
         for operator in reversed(self.flow.operators):
             self._step_back(operator)
         allowed = {buffer for name, buffer in self.gradients.items() if name == self.flow.input}

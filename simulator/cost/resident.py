@@ -11,8 +11,7 @@ from simulator.cost.memory import MEMORY, Held, Levels, Memory
 from simulator.cost.shares import StageShare
 from simulator.cost.stage_memory import MemoryRules
 from simulator.model.layers import Layer
-from simulator.model.operators import ExpertMatMul, MatMul, Operator
-from simulator.model.tensors import TensorAxis
+from simulator.model.operators import ExpertMatMul, MatMul, is_router, one_gemm_with
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.sharding import local_elements
 
@@ -123,13 +122,9 @@ def _placeholder_bytes(rules: MemoryRules, shares: Sequence[StageShare]) -> Int:
 def _weight_shapes(layer: Layer, rules: MemoryRules) -> Iterable[tuple[Int, Int]]:
     """Yields the local (inputs, outputs) of each GEMM; those of the same input are one (Q, K and V; gate and up)."""
     degrees, padding = rules.degrees, rules.workload.vocab_padding
-    for _, run in groupby(layer.operators, key=_fuses_with):
+    for _, run in groupby(layer.operators, key=one_gemm_with):
         linear = [operator for operator in run if isinstance(operator, MatMul | ExpertMatMul)]
-        if linear and not linear[0].frozen and not any(axis is TensorAxis.ROUTER for axis, _ in linear[0].outputs):
+        if linear and not linear[0].frozen and not is_router(linear[0]):
             inputs = local_elements(linear[0].inputs, degrees, vocab_padding=padding)
             outputs = sum(local_elements(operator.outputs, degrees, vocab_padding=padding) for operator in linear)
             yield inputs, outputs
-
-
-def _fuses_with(operator: Operator) -> object:
-    return (operator.tokens, operator.inputs, operator.frozen) if isinstance(operator, MatMul) else id(operator)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from simulator.model.layers import Block, Layer, LayerKind, Model
-from simulator.model.operators import ExpertMatMul, MatMul, Operator
+from simulator.model.operators import ExpertMatMul, MatMul, Operator, is_router
 from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, Weight
 
 
@@ -131,9 +131,7 @@ def _without_copies(operator: MatMul | ExpertMatMul) -> tuple[str, ...]:
 
 
 def _can_adapt(operator: Operator) -> bool:
-    if not isinstance(operator, MatMul | ExpertMatMul):
-        return False
-    return not any(axis is TensorAxis.ROUTER for axis, _ in operator.outputs)
+    return isinstance(operator, MatMul | ExpertMatMul) and not is_router(operator)
 
 
 def _matrices(operator: Operator) -> tuple[Weight, ...]:

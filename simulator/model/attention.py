@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from simulator.model.attention_core import (
+    COPY_BYTES,
     QUERY_KEY_VALUE,
+    column_parallel,
     core,
     gathered,
     linear,
@@ -18,9 +20,6 @@ from simulator.model.normalisation import block_entry, block_exit, norm_on
 from simulator.model.operators import MatMul, Operator, Streamed
 from simulator.model.spec import Bias, ModelSpec, Positions, QKNorm
 from simulator.model.tensors import Axes, Tensor, TensorAxis, Tokens, Weight
-
-COPY_BYTES = 4.0
-"""Bytes an element of a copy: read and write. Derived."""
 
 
 def attention_block(
@@ -209,22 +208,11 @@ def _projected(name: str, features: Axes, spec: ModelSpec, turns: bool) -> Tenso
 
 
 def _projection(name: str, spec: ModelSpec, source: Tensor, *, outputs: Axes, writes: tuple[Tensor, ...]) -> MatMul:
-    whole = f"gathered {source.name}"
     bias = spec.has_bias(Bias.QKV)
     weights: tuple[Weight, ...] = ()
     for each, made in zip(name.split(" and "), writes, strict=True):
         weights += linear(each, source.features, made.features, bias=bias)
-    return MatMul(
-        name=f"{name} projection",
-        tokens=Tokens.TENSOR,
-        inputs=source.features,
-        outputs=outputs,
-        weights=weights,
-        reads=(whole,),
-        saves=(source.name,),
-        gathers_again=(whole,),
-        writes=writes,
-    )
+    return column_parallel(f"{name} projection", source, outputs=outputs, weights=weights, writes=writes)
 
 
 def _qk_norm(spec: ModelSpec, source: Tensor, result: str, kernels: Kernels) -> Operator:

@@ -9,6 +9,8 @@ from simulator.model.tensors import Axes, Element, Tensor, TensorAxis, Tokens, W
 
 ROTARY_BYTES = 4.0
 """Bytes an element of a rotary embedding, one direction: read and write (E6.3)."""
+COPY_BYTES = 4.0
+"""Bytes an element of a copy: read and write. Derived."""
 QUERY_KEY_VALUE = ("query", "key", "value")
 """What an attention core reads, by name."""
 
@@ -40,6 +42,40 @@ def linear(name: str, inputs: Axes, outputs: Axes, *, bias: bool) -> tuple[Weigh
     """Returns the matrix of a linear layer and its bias, if it has one."""
     matrix = Weight(name=name, axes=inputs + outputs)
     return (matrix, Weight(name=f"{name}_bias", axes=outputs)) if bias else (matrix,)
+
+
+def column_parallel(
+    name: str,
+    source: Tensor,
+    *,
+    outputs: Axes,
+    weights: tuple[Weight, ...],
+    writes: tuple[Tensor, ...],
+    part: Part | None = None,
+) -> MatMul:
+    """Returns the linear layer behind a gather: it reads `gathered {source}` and saves the part that a rank holds.
+
+    Args:
+        name: of the layer.
+        source: what was gathered; backward gathers it again (Korthikanti 2022).
+        outputs: features out, split over the tensor group.
+        weights: matrices and biases.
+        writes: its results.
+        part: how selective recompute names it.
+    """
+    whole = f"gathered {source.name}"
+    return MatMul(
+        name=name,
+        part=part,
+        tokens=Tokens.TENSOR,
+        inputs=source.features,
+        outputs=outputs,
+        weights=weights,
+        reads=(whole,),
+        saves=(source.name,),
+        gathers_again=(whole,),
+        writes=writes,
+    )
 
 
 def rotary(features: Axes, *, reads: tuple[str, ...], writes: tuple[Tensor, ...], part: Part | None = None) -> Streamed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simulator.model.attention_core import gathered, linear, reduced
+from simulator.model.attention_core import column_parallel, gathered, linear, reduced
 from simulator.model.kernels import FUSED, ExpertWeighting, Kernels
 from simulator.model.layers import Block
 from simulator.model.normalisation import block_entry, block_exit
@@ -134,20 +134,15 @@ def mlp_operators(
     ffn: Axes = ((TensorAxis.FFN, width),)
     up_names = _up_names(spec.gated_mlp)
     bias = spec.has_bias(Bias.MLP)
-    whole = f"gathered {source.name}"
     ups = tuple(Tensor(name=f"{name} {up} output", tokens=Tokens.TENSOR, features=ffn) for up in up_names)
     product = Tensor(name=f"{name} down input", tokens=Tokens.TENSOR, features=ffn, element=Element.GEMM_INPUT)
     result = Tensor(name=f"{name} result", tokens=Tokens.TENSOR, features=hidden)
     return (
-        MatMul(
-            name=f"{name} {' and '.join(up_names)} projection",
-            tokens=Tokens.TENSOR,
-            inputs=hidden,
+        column_parallel(
+            f"{name} {' and '.join(up_names)} projection",
+            source,
             outputs=(*ffn, (TensorAxis.LATENT, len(up_names))),
             weights=tuple(each for up in up_names for each in linear(f"{name} {up}", hidden, ffn, bias=bias)),
-            reads=(whole,),
-            saves=(source.name,),
-            gathers_again=(whole,),
             writes=ups,
         ),
         _activation(ups, product, name=name, kernels=kernels),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from simulator.model.attention_core import gathered, linear
+from simulator.model.attention_core import COPY_BYTES, column_parallel, gathered, linear
 from simulator.model.embedding import table_width
 from simulator.model.feedforward import PLAIN_BACKWARD_BYTES, PLAIN_FORWARD_BYTES
 from simulator.model.kernels import CrossEntropy, Kernels
@@ -23,8 +23,6 @@ LOSS_FUSED_FORWARD_BYTES, LOSS_FUSED_BACKWARD_BYTES = 4.0, 2.0
 CAST_BYTES, LOG_SOFTMAX_BYTES, MEAN_BYTES = (6.0, 6.0), (12.0, 12.0), (0.0, 4.0)
 """Bytes a logit, forward and backward, of the steps of an eager cross-entropy: cast between 2 and 4 bytes;
 log-softmax, two reads and a write each way; the mean's gradient is written. Derived."""
-COPY_BYTES = 4.0
-"""Bytes an element of a copy: read and write. Derived."""
 
 
 def head(spec: ModelSpec, *, kernels: Kernels, further: tuple[Block, ...] = ()) -> Layer:
@@ -76,7 +74,6 @@ def _language_block(
         entry += _transform(spec, source, kernels)
         source = entry[-1].writes[0]
     gather = gathered(source)
-    whole = gather.writes[0].name
     vocab: Axes = ((TensorAxis.VOCAB, spec.vocab),)
     weights: tuple[Weight, ...] = ()
     if stores_table and not spec.tied_embeddings:
@@ -90,17 +87,7 @@ def _language_block(
         # The model's output, a variable of an eager training loop, holds them until the loss is there.
         until_block_ends=kernels.cross_entropy.is_eager,
     )
-    projection = MatMul(
-        name="head projection",
-        tokens=Tokens.TENSOR,
-        inputs=source.features,
-        outputs=vocab,
-        weights=weights,
-        reads=(whole,),
-        saves=(source.name,),
-        gathers_again=(whole,),
-        writes=(logits,),
-    )
+    projection = column_parallel("head projection", source, outputs=vocab, weights=weights, writes=(logits,))
     return Block(
         name="head", entry=tuple(entry), core=(gather, projection, *cross_entropy(logits, kernels.cross_entropy))
     )

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from simulator.model.attention_core import core, gathered, linear, on_tensor, output_projection, reduced, rotary
+from simulator.model.attention_core import (
+    column_parallel,
+    core,
+    gathered,
+    linear,
+    on_tensor,
+    output_projection,
+    reduced,
+    rotary,
+)
 from simulator.model.kernels import FUSED, Kernels
 from simulator.model.layers import Block
 from simulator.model.normalisation import block_entry, block_exit, norm
@@ -45,34 +54,26 @@ def latent_attention_block(
     values: Axes = (heads, (TensorAxis.HEAD_DIM, latent.value_head_dim))
     gather = gathered(*tensors)
     query_input, kv_input, _ = tensors
-    whole_query, whole_latent, whole_rotary = (tensor.name for tensor in gather.writes)
+    whole_rotary = gather.writes[-1].name
     return Block(
         name="attention",
         entry=(*before, *down),
         core=(
             gather,
-            MatMul(
-                name="query up-projection",
+            column_parallel(
+                "query up-projection",
+                query_input,
                 part=Part.LATENT_UP_PROJECTION,
-                tokens=Tokens.TENSOR,
-                inputs=query_input.features,
                 outputs=queries,
                 weights=linear("query_up", query_input.features, queries, bias=False),
-                reads=(whole_query,),
-                saves=(query_input.name,),
-                gathers_again=(whole_query,),
                 writes=(on_tensor("unrotated query", queries),),
             ),
-            MatMul(
-                name="key-value up-projection",
+            column_parallel(
+                "key-value up-projection",
+                kv_input,
                 part=Part.LATENT_UP_PROJECTION,
-                tokens=Tokens.TENSOR,
-                inputs=kv_input.features,
                 outputs=keys_values,
                 weights=linear("kv_up", kv_input.features, keys_values, bias=False),
-                reads=(whole_latent,),
-                saves=(kv_input.name,),
-                gathers_again=(whole_latent,),
                 writes=(on_tensor("key without positions", keys), on_tensor("value", values)),
             ),
             rotary(

@@ -198,3 +198,8 @@ Operator = MatMul | ExpertMatMul | AttentionCore | Convolution | Streamed | Move
 def is_router(operator: Operator) -> bool:
     """Returns whether an operator scores experts: it is no linear layer of the trunk."""
     return isinstance(operator, MatMul) and any(axis is TensorAxis.ROUTER for axis, _ in operator.outputs)
+
+
+def one_gemm_with(operator: Operator) -> object:
+    """Returns what operators in a row share that run as one GEMM: the same input (Q, K and V; gate and up)."""
+    return (operator.tokens, operator.inputs, operator.frozen) if isinstance(operator, MatMul) else id(operator)

@@ -6,7 +6,8 @@ parameters a channel; their running statistics are buffers, and not counted.
 
 from __future__ import annotations
 
-from simulator.model.head import COPY_BYTES, classifier
+from simulator.model.attention_core import COPY_BYTES
+from simulator.model.head import classifier
 from simulator.model.kernels import Kernels
 from simulator.model.layers import Block, Layer, LayerKind, Model
 from simulator.model.normalisation import NORM_BACKWARD_BYTES, NORM_FORWARD_BYTES, RESIDUAL_BYTES

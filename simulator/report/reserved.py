@@ -95,7 +95,7 @@ def _fewer_microbatches(simulated: Simulated) -> int:
     schedule = simulated.schedule
     enough = enough_microbatches(schedule.name, schedule.pp, schedule.microbatches)
     whole_rounds = -(-MOST_MICROBATCHES // schedule.pp) * schedule.pp
-    return min(schedule.microbatches, max(enough, whole_rounds)) if enough < schedule.microbatches else enough
+    return min(schedule.microbatches, max(enough, whole_rounds))
 
 
 def allocator_of(wanted: Allocator, *, vendor: str) -> Allocator:
