@@ -35,6 +35,7 @@ from simulator.cost.pass_memory import (
 from simulator.cost.shares import StageShare
 from simulator.cost.tape import LayerTapes, Splits, Tape, WeightGradients
 from simulator.model.layers import Layer, LayerKind
+from simulator.model.tensors import Tensor
 from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.degrees import Degrees, Int
 from simulator.parallel.layout import ContextMethod
@@ -148,11 +149,7 @@ class MemoryRules:
                 during=self._during(share, position),
                 after=self._restored(share, position, given_back) + after,
             )
-        received = taken(
-            STAGE_INPUT,
-            Memory.ACTIVATIONS,
-            tensor_bytes(opening.input, workload_of_layer(self.workload, opening), self.degrees),
-        )
+        received = taken(STAGE_INPUT, Memory.ACTIVATIONS, self._bytes_in(opening, opening.input))
         sent: tuple[At, ...] = ()
         if closing.kind is not LayerKind.HEAD and not keeps_output:
             sent = (_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, self.boundary_bytes(share))),)
@@ -373,11 +370,15 @@ class MemoryRules:
                 name=tensor.name,
                 operator="",
                 category=Memory.ACTIVATIONS,
-                bytes=tensor_bytes(tensor, self.workload, self.degrees),
+                bytes=self._bytes_in(share.layers[position].layer, tensor),
             )
             for tensor in self.tapes(share, position).kept
         )
         return At(swing=Swing(held=held, events=tuple((number, sign) for number in range(len(held)))), place=position)
+
+    def _bytes_in(self, layer: Layer, tensor: Tensor) -> Int:
+        """The bytes of a tensor of a layer, which may have a sequence of its own (an encoder)."""
+        return tensor_bytes(tensor, workload_of_layer(self.workload, layer), self.degrees)
 
 
 def _stage(swing: Swing) -> At:

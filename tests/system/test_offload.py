@@ -16,13 +16,14 @@ from simulator.cost.offload import HostResource
 from simulator.cost.resident import OUTSIDE_ALLOCATOR
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.allocation import allocation_trace
+from simulator.model.parts import Encoder
 from simulator.parallel.lora import BaseType, Lora
 from simulator.parallel.training import Offload, Recompute
 from simulator.report.host import host_use
 from simulator.report.result import Report
 from simulator.report.summary import Simulated, summarise
 from simulator.simulate import run_steps
-from tests.system.jobs import tiny
+from tests.system.jobs import tiny, tiny_model
 
 rarely = settings(max_examples=15, deadline=None, derandomize=True)
 PLACES = st.sampled_from(["none", "cpu", "nvme"])
@@ -194,3 +195,13 @@ def test_stages_of_a_pipeline_offload_each_its_own() -> None:
     held = [cost.share.outside.host_bytes for cost in simulated.costs.stages]
     assert len(held) == 2
     assert all(size > 0 for size in held)
+
+
+def test_layers_of_an_encoder_leave_with_the_tokens_of_their_own_sequence() -> None:
+    """An encoder of 24 tokens beside a decoder of 256: what leaves the device is what was on it."""
+    encoder = Encoder(layers=2, sequence_length=24)
+    job = tiny(model=tiny_model(encoder=encoder))
+    training = job.training.model_copy(update={"offload": Offload(activations="cpu")})
+    (peak,) = run_steps(replace(job, training=training)).timeline.counter_peaks
+    assert min(peak.lowest) >= 0
+    assert min(peak.at_peak) >= 0
