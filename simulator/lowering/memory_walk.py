@@ -94,7 +94,7 @@ def _orders(schedule: PipelineSchedule) -> tuple[_Order, ...]:
         stages[holder].append(stage)
     found = []
     for own, actions in zip(stages, schedule.ranks, strict=True):
-        codes, of_action, microbatches = actions.T
+        codes, of_action, microbatches, _ = actions.T
         chunk_of = np.searchsorted(np.array(own), of_action)
         is_first, is_last = microbatches == 0, microbatches == schedule.microbatches - 1
         kinds = ((codes == BACKWARD_CODE) * len(own) + chunk_of) * PLACES + is_first * 2 + is_last

@@ -169,7 +169,7 @@ class _StepLowering:
                 table[BACKWARD_CODE, index, int(first), int(last)] = self._number(
                     ("backward", *key, last), partial(writer.backward, chunk, first=first, last=last)
                 )
-        kinds, stages, microbatches = actions.T
+        kinds, stages, microbatches, _ = actions.T
         chunk_of = np.searchsorted(np.array(self.schedule.stages_of(rank)), stages)
         is_first = (microbatches == 0).astype(np.int64)
         is_last = (microbatches == self.schedule.microbatches - 1).astype(np.int64)

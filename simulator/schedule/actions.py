@@ -3,6 +3,12 @@
 An action is one pass (forward, whole backward, or one of its two halves) of one microbatch through one virtual
 stage. A schedule is the order of actions on each pipeline rank. It is pure combinatorics: no seconds, no bytes.
 Schedules are kept as integer arrays, because one of 512 ranks and 2,048 microbatches has two million actions.
+
+Two actions in a row may be joined: they run overlapped (`F3.1&B0.2`), beginning when the inputs of both are there and
+ending together, so that the communication of each hides behind the computation of the other (DualPipe).
+
+A bidirectional schedule has two directions. Its virtual stages are two chains of model stages, one behind the other:
+stage d * chain + k is model stage k of direction d, and each direction numbers its own microbatches.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ActionArray = NDArray[np.int32]
-"""Actions in order, shape [actions, 3]: kind code, virtual stage, microbatch."""
+"""Actions in order, shape [actions, 4]: kind code, virtual stage, microbatch, 1 if joined with the next action."""
 
 
 class ActionKind(StrEnum):
@@ -50,9 +56,11 @@ class Action:
     kind: ActionKind
     """Which pass."""
     stage: int
-    """Virtual stage, from 0 (embedding) to pp * vpp - 1 (head); global, not per rank."""
+    """Virtual stage; global, not per rank."""
     microbatch: int
-    """Microbatch, from 0 to microbatches - 1."""
+    """Microbatch of the stage's direction, from 0."""
+    joined: bool = False
+    """Whether it runs overlapped with the next action of its rank."""
 
     def __str__(self) -> str:
         return f"{self.kind}{self.stage}.{self.microbatch}"
@@ -69,16 +77,36 @@ class PipelineSchedule:
     vpp: int
     """Virtual stages (model chunks) per pipeline rank."""
     microbatches: int
-    """Microbatches in a step, per pipeline."""
+    """Microbatches in a step, per pipeline; of all directions together."""
     stage_to_rank: tuple[int, ...]
     """Pipeline rank that holds each virtual stage."""
     ranks: tuple[ActionArray, ...]
-    """Per pipeline rank, its actions in order; read-only arrays of shape [actions, 3]."""
+    """Per pipeline rank, its actions in order; read-only arrays of shape [actions, 4]."""
+    directions: int = 1
+    """Chains of stages that microbatches go through: 2 if they enter at both ends of the pipeline."""
 
     @property
     def num_stages(self) -> int:
-        """Virtual stages of the whole model."""
+        """Virtual stages of all directions."""
         return len(self.stage_to_rank)
+
+    @property
+    def chain(self) -> int:
+        """Virtual stages of one direction: those of the whole model."""
+        return self.num_stages // self.directions
+
+    @property
+    def microbatches_per_direction(self) -> int:
+        """Microbatches that go through one chain of stages in a step."""
+        return self.microbatches // self.directions
+
+    def previous(self, stage: int) -> int | None:
+        """Returns the stage that a stage gets its activations from; None for the first of a chain."""
+        return stage - 1 if stage % self.chain else None
+
+    def next(self, stage: int) -> int | None:
+        """Returns the stage that a stage sends its activations to; None for the last of a chain."""
+        return stage + 1 if (stage + 1) % self.chain else None
 
     @property
     def num_actions(self) -> int:
@@ -87,12 +115,12 @@ class PipelineSchedule:
 
     def actions(self, rank: int) -> Iterator[Action]:
         """Yields the actions of one pipeline rank in order."""
-        for kind, stage, microbatch in self.ranks[rank].tolist():
-            yield Action(_KINDS[kind], stage, microbatch)
+        for kind, stage, microbatch, joined in self.ranks[rank].tolist():
+            yield Action(_KINDS[kind], stage, microbatch, bool(joined))
 
     def order(self, rank: int) -> str:
-        """Returns the order of one rank as text: `F0.0 F0.1 B0.0 B0.1` (stage.microbatch)."""
-        return " ".join(map(str, self.actions(rank)))
+        """Returns the order of one rank as text: `F0.0 F0.1 F1.0&B0.0 B0.1` (stage.microbatch, & joins two)."""
+        return "".join(f"{action}{'&' if action.joined else ' '}" for action in self.actions(rank)).rstrip()
 
     def stages_of(self, rank: int) -> tuple[int, ...]:
         """Returns the virtual stages that a pipeline rank holds, first to last."""
@@ -121,7 +149,44 @@ class PipelineSchedule:
         """
         holder = np.asarray(self.stage_to_rank, dtype=np.int64)
         crosses = holder[:-1] != holder[1:]
+        crosses[self.chain - 1 :: self.chain] = False
         sends = np.zeros((len(_KINDS), self.num_stages), dtype=np.int64)
         sends[FORWARD_CODE, :-1] = crosses
         sends[[BACKWARD_CODE, BACKWARD_INPUT_CODE], 1:] = crosses
         return tuple(int(sends[actions[:, 0], actions[:, 1]].sum()) for actions in self.ranks)
+
+    def firsts_and_lasts(self, rank: int) -> FirstsAndLasts:
+        """Returns which actions of a rank are the first or the last of their stage, in the order of the rank."""
+        kinds, stages = self.ranks[rank][:, 0], self.ranks[rank][:, 1]
+        forward = kinds == FORWARD_CODE
+        gradients = (kinds == BACKWARD_CODE) | (kinds == BACKWARD_WEIGHT_CODE)
+        parameters = (kinds == BACKWARD_CODE) | (kinds == BACKWARD_INPUT_CODE)
+        return FirstsAndLasts(
+            first_forward=_firsts(forward, stages),
+            first_gradients=_firsts(gradients, stages),
+            last_gradients=_firsts(gradients[::-1], stages[::-1])[::-1],
+            last_parameters=_firsts(parameters[::-1], stages[::-1])[::-1],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FirstsAndLasts:
+    """Which actions of a rank do more than others of their stage; boolean arrays of shape [actions]."""
+
+    first_forward: NDArray[np.bool_]
+    """The stage's first forward of the step."""
+    first_gradients: NDArray[np.bool_]
+    """The first action that makes gradients of its weights: a whole backward, or one of weights."""
+    last_gradients: NDArray[np.bool_]
+    """The last such action, after which its gradients are complete."""
+    last_parameters: NDArray[np.bool_]
+    """The last action that needs its parameters: a whole backward, or one of inputs."""
+
+
+def _firsts(chosen: NDArray[np.bool_], stages: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Marks the first chosen action of every stage."""
+    places = np.flatnonzero(chosen)
+    _, first = np.unique(stages[places], return_index=True)
+    marks = np.zeros(len(stages), dtype=np.bool_)
+    marks[places[first]] = True
+    return marks

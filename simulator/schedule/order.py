@@ -28,7 +28,7 @@ def looped_schedule(
     forward = _units(FORWARD_CODE, pp=pp, vpp=vpp, microbatches=microbatches, group=group)
     backward = _units(BACKWARD_CODE, pp=pp, vpp=vpp, microbatches=microbatches, group=group)
     units = len(forward)
-    table = np.empty((pp, 2 * units, 3), dtype=np.int32)
+    table = np.empty((pp, 2 * units, 4), dtype=np.int32)
     for order, lead in zip(table, warmup, strict=True):
         order[:lead] = forward[:lead]
         order[lead : 2 * units - lead : 2] = forward[lead:]
@@ -47,7 +47,7 @@ def looped_schedule(
 
 
 def _units(kind_code: int, *, pp: int, vpp: int, microbatches: int, group: int) -> ActionArray:
-    """Returns the forwards or backwards of rank 0 in order, [microbatches * vpp, 3].
+    """Returns the forwards or backwards of rank 0 in order, [microbatches * vpp, 4].
 
     Unit k has chunk (k mod group * v) div group (backward: v - 1 - that) and microbatch
     (k div group * v) * group + k mod group. Source: equations.md E5.3.
@@ -57,4 +57,4 @@ def _units(kind_code: int, *, pp: int, vpp: int, microbatches: int, group: int) 
     if kind_code == BACKWARD_CODE:
         chunk = vpp - 1 - chunk
     microbatch = unit // (group * vpp) * group + unit % group
-    return np.stack([np.full_like(unit, kind_code), chunk * pp, microbatch], axis=1)
+    return np.stack([np.full_like(unit, kind_code), chunk * pp, microbatch, np.zeros_like(unit)], axis=1)

@@ -58,7 +58,7 @@ def verify(schedule: PipelineSchedule, clock: Clock | None = None) -> PipelineSc
 
 def _check_complete(schedule: PipelineSchedule, actions: ActionArray) -> None:
     """Every (stage, microbatch) has one F and either one B or one I and one W, each on the rank of the stage."""
-    kind, stage, microbatch = actions.T
+    kind, stage, microbatch, _ = actions.T
     in_range = (stage >= 0) & (stage < schedule.num_stages) & (microbatch >= 0) & (microbatch < schedule.microbatches)
     if not in_range.all():
         raise SimulatorFault(
@@ -113,7 +113,7 @@ def walk(schedule: PipelineSchedule) -> tuple[Ticks, ...]:
     done = np.full((len(ActionKind), schedule.num_stages + 1, schedule.microbatches), _ABSENT, dtype=np.int32)
     done[BACKWARD_CODE, -1] = done[BACKWARD_INPUT_CODE, -1] = 0  # the stage after the last one is the loss
     lengths = np.array([len(actions) for actions in schedule.ranks])
-    table = np.zeros((schedule.pp, int(lengths.max(initial=0)), 3), dtype=np.int32)
+    table = np.zeros((schedule.pp, int(lengths.max(initial=0)), 4), dtype=np.int32)
     for rank, actions in enumerate(schedule.ranks):
         table[rank, : len(actions)] = actions
     rounds = np.zeros(table.shape[:2], dtype=np.int32)
@@ -121,7 +121,7 @@ def walk(schedule: PipelineSchedule) -> tuple[Ticks, ...]:
     tick = 0
     while (running := np.flatnonzero(position < lengths)).size:
         tick += 1
-        kind, stage, microbatch = table[running, position[running]].T
+        kind, stage, microbatch, _ = table[running, position[running]].T
         ready = _is_ready(done, kind, stage, microbatch)
         if not ready.any():
             waits = ", ".join(f"rank {rank} at {_text(table[rank, position[rank]])}" for rank in running[:8])
@@ -150,5 +150,5 @@ def _is_ready(
 
 
 def _text(action: NDArray[np.int32]) -> str:
-    kind, stage, microbatch = action.tolist()
+    kind, stage, microbatch, _ = action.tolist()
     return f"{tuple(ActionKind)[kind]}{stage}.{microbatch}"

@@ -80,7 +80,7 @@ def test_the_mask_over_candidates_agrees_with_the_messages(name: str) -> None:
 def hand_made(*orders: str) -> PipelineSchedule:
     """A schedule from orders as text, one stage a rank."""
     codes = {kind.value: kind.code for kind in ActionKind}
-    parsed = [[(codes[a[0]], *map(int, a[1:].split("."))) for a in order.split()] for order in orders]
+    parsed = [[(codes[a[0]], *map(int, a[1:].split(".")), 0) for a in order.split()] for order in orders]
     microbatches = 1 + max(action[2] for order in parsed for action in order)
     return PipelineSchedule(
         name="hand-made",
