@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
 from simulator.cost.offload import NOTHING_OUTSIDE
+from simulator.cost.pass_memory import paired
 from simulator.cost.pricing import StageCost
 from simulator.cost.states import shard
+from simulator.errors import SimulatorFault
 from simulator.lowering.builder import (
     BoundaryEnd,
     Category,
@@ -23,10 +25,11 @@ from simulator.lowering.builder import (
 )
 from simulator.lowering.data import run_transfers
 from simulator.lowering.offload import DOWN_STREAM, lower_update_on_host, send_gradients_down
-from simulator.lowering.passes import PassLowering, lower_backward_pass, lower_forward_pass
+from simulator.lowering.passes import BackwardPass, ForwardPass, PassLowering, lower_pair, lower_pass
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.mesh import Group
 from simulator.parallel.training import Dtype
+from simulator.schedule import ActionKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,21 @@ class Chunk:
     """Pipeline rank of the stage after, if there is one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PassPlace:
+    """Which pass of a stage an action is, and what is special about it in the step."""
+
+    kind: ActionKind
+    """Which pass."""
+    first: bool
+    """A forward: the stage's first, which waits for updated parameters; a backward (B, W): the first to make gradients
+    of its weights."""
+    completes_gradients: bool
+    """A backward (B, W): the last to make gradients of the stage's weights."""
+    last_parameters: bool
+    """A backward (B, I): the last pass of the stage that needs its parameters."""
+
+
 @dataclass(slots=True)
 class RoutineWriter:
     """Writes the routines of all pipeline ranks."""
@@ -54,78 +72,117 @@ class RoutineWriter:
     passes: PassLowering
     assumptions: Assumptions
 
-    def forward(self, chunk: Chunk, *, first: bool) -> WrittenRoutine:
-        """Returns the forward of one microbatch: receive, compute, send.
+    def write(self, passes: Sequence[tuple[Chunk, PassPlace]]) -> WrittenRoutine:
+        """Returns the routine of one action of a schedule, or of two that are joined: receive, compute, send.
 
         Args:
-            chunk: the stage.
-            first: the step's first microbatch, which waits for the updated parameters.
+            passes: the stage and what is special of its pass; of joined ones the forward first.
         """
-        build = self._builder(f"forward {chunk.number}" if chunk.number else "forward")
-        registry, number = self.registry, chunk.number
-        self._receive(build, chunk, chunk.previous, Message.ACTIVATION)
-        gathered = {}
-        if first and self._gathers_at_begin:
-            gathered = {
-                bucket[0]: registry.event(_gathered(number, index), shared_over_calls=True)
-                for index, bucket in enumerate(self._buckets(chunk.cost, backward=False))
-                if self._bucket_gathers(chunk.cost, bucket)
-            }
-        memory = self.passes.memory.forward(chunk.cost.share, first=first, keeps_output=self._keeps_output(chunk))
-        lower_forward_pass(
-            chunk.cost,
-            build,
-            self.passes,
-            place=f"chunk {number}",
-            memory=memory,
-            gathered=gathered,
-            gathers_parameters=first or self.passes.memory.reshard_after_forward,
-        )
-        self._send(build, chunk, chunk.next, Message.ACTIVATION)
-        build.memory(*memory.end)
-        return build.done(chunk.number)
+        if len(passes) == 1:
+            ((chunk, at),) = passes
+            build = self._builder(_title(chunk, at))
+            lowered = self._pass(chunk, at, build, f"chunk {chunk.number}")
+            lower_pass(lowered, build)
+            self._send_on(chunk, at, build)
+            build.memory(*lowered.memory.end)
+            self._reduce_beside(chunk, at, lowered, build)
+            return build.done(chunk.number)
+        (first, first_at), (second, second_at) = passes
+        build = self._builder(f"{_title(first, first_at)} & {_title(second, second_at)}")
+        forward = self._pass(first, first_at, build, f"chunk {first.number}")
+        # The index of a joined pair is the forward's microbatch: events of its backward are not those of one alone.
+        backward = self._pass(second, second_at, build, f"chunk {second.number} beside {first.number}")
+        if not isinstance(forward, ForwardPass) or not isinstance(backward, BackwardPass):
+            raise SimulatorFault(f"{build.name}: a joined pair is a forward and a backward")
+        both = paired(forward.memory, backward.memory, chunks=(first.number, second.number))
+        lower_pair(forward, backward, both, build)
+        self._send_on(first, first_at, build)
+        self._send_on(second, second_at, build)
+        build.memory(*both.end)
+        self._reduce_beside(second, second_at, backward, build)
+        return build.done()
 
-    def backward(self, chunk: Chunk, *, first: bool, last: bool) -> WrittenRoutine:
-        """Returns the whole backward of one microbatch: receive, compute, send; the last one reduces gradients.
-
-        Args:
-            chunk: the stage.
-            first: the step's first microbatch, which begins the gradients.
-            last: the step's last microbatch, after which gradients are complete.
-        """
-        build = self._builder(f"backward {chunk.number}" if chunk.number else "backward")
-        number = chunk.number
-        self._receive(build, chunk, chunk.next, Message.GRADIENT)
-        finished: dict[int, int] = {}
-        data = self.passes.data
-        buckets = self._buckets(chunk.cost, backward=True)
-        reduces_beside = last and self.passes.training.overlap.dp and data.reduces_once
-        if last and not data.reduces_once:
-            finished = {0: self.registry.event(_reduced(number), shared_over_calls=True)}
-        if reduces_beside:
-            finished = {
-                bucket[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
-                for index, bucket in enumerate(buckets)
-            }
-        memory = self.passes.memory.backward(
-            chunk.cost.share, first=first, last=last, keeps_output=self._keeps_output(chunk)
-        )
-        lower_backward_pass(chunk.cost, build, self.passes, place=f"chunk {number}", memory=memory, finished=finished)
-        self._send(build, chunk, chunk.previous, Message.GRADIENT)
-        build.memory(*memory.end)
-        if reduces_beside:
-            reductions = [self._bucket_reductions(chunk.cost, bucket) for bucket in buckets]
-            last_reduced = max((index for index, exchanges in enumerate(reductions) if exchanges), default=None)
-            for index, (bucket, exchanges) in enumerate(zip(buckets, reductions, strict=True)):
-                done = finished[bucket[-1]]
-                if exchanges:
-                    reduced = self._bucket_event(number, index, is_last=index == last_reduced)
-                    run_transfers(exchanges, build, beside=True, waits=(done,), records=reduced)
-                    done = done if reduced is None else reduced
-                self._send_gradients(
-                    build, chunk.cost, bucket, waits=(done,), name=f"gradients of bucket {index} of chunk {number}"
+    def _pass(self, chunk: Chunk, at: PassPlace, build: RoutineBuilder, place: str) -> ForwardPass | BackwardPass:
+        """Returns the pass of a stage, once the routine has received what it needs."""
+        share, memory = chunk.cost.share, self.passes.memory
+        match at.kind:
+            case ActionKind.FORWARD:
+                self._receive(build, chunk, chunk.previous, Message.ACTIVATION, place)
+                return ForwardPass(
+                    stage=chunk.cost,
+                    lowering=self.passes,
+                    place=place,
+                    memory=memory.forward(share, first=at.first, keeps_output=self._keeps_output(chunk)),
+                    gathered=self._gathered_before(chunk) if at.first else {},
+                    gathers_parameters=at.first or memory.reshard_after_forward,
                 )
-        return build.done(chunk.number)
+            case ActionKind.BACKWARD:
+                swings = memory.backward(
+                    share, first=at.first, last=at.completes_gradients, keeps_output=self._keeps_output(chunk)
+                )
+            case ActionKind.BACKWARD_INPUT:
+                swings = memory.backward_input(share, last=at.last_parameters, keeps_output=self._keeps_output(chunk))
+            case ActionKind.BACKWARD_WEIGHT:
+                swings = memory.backward_weight(share, first=at.first, last=at.completes_gradients)
+        if at.kind is not ActionKind.BACKWARD_WEIGHT:
+            self._receive(build, chunk, chunk.next, Message.GRADIENT, place)
+        return BackwardPass(
+            kind=at.kind,
+            stage=chunk.cost,
+            lowering=self.passes,
+            place=place,
+            memory=swings,
+            finished=self._complete_at(chunk) if at.completes_gradients else {},
+        )
+
+    def _send_on(self, chunk: Chunk, at: PassPlace, build: RoutineBuilder) -> None:
+        """Sends what a pass has made for the neighbouring stage."""
+        if at.kind is ActionKind.FORWARD:
+            self._send(build, chunk, chunk.next, Message.ACTIVATION)
+        elif at.kind is not ActionKind.BACKWARD_WEIGHT:
+            self._send(build, chunk, chunk.previous, Message.GRADIENT)
+
+    def _gathered_before(self, chunk: Chunk) -> dict[int, int]:
+        """Layer position -> event after which its updated parameters are there."""
+        if not self._gathers_at_begin:
+            return {}
+        return {
+            bucket[0]: self.registry.event(_gathered(chunk.number, index), shared_over_calls=True)
+            for index, bucket in enumerate(self._buckets(chunk.cost, backward=False))
+            if self._bucket_gathers(chunk.cost, bucket)
+        }
+
+    def _complete_at(self, chunk: Chunk) -> dict[int, int]:
+        """Layer position -> event to record when its gradients are complete, in the last pass that makes them."""
+        data, number = self.passes.data, chunk.number
+        if not data.reduces_once:
+            return {0: self.registry.event(_reduced(number), shared_over_calls=True)}
+        if not self.passes.training.overlap.dp:
+            return {}
+        return {
+            bucket[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
+            for index, bucket in enumerate(self._buckets(chunk.cost, backward=True))
+        }
+
+    def _reduce_beside(
+        self, chunk: Chunk, at: PassPlace, lowered: ForwardPass | BackwardPass, build: RoutineBuilder
+    ) -> None:
+        """Reduces the gradients of a stage, bucket by bucket, beside the pass that completes them."""
+        overlaps = self.passes.training.overlap.dp and self.passes.data.reduces_once
+        if not (at.completes_gradients and overlaps and isinstance(lowered, BackwardPass)):
+            return
+        number, buckets = chunk.number, self._buckets(chunk.cost, backward=True)
+        reductions = [self._bucket_reductions(chunk.cost, bucket) for bucket in buckets]
+        last_reduced = max((index for index, exchanges in enumerate(reductions) if exchanges), default=None)
+        for index, (bucket, exchanges) in enumerate(zip(buckets, reductions, strict=True)):
+            done = lowered.finished[bucket[-1]]
+            if exchanges:
+                reduced = self._bucket_event(number, index, is_last=index == last_reduced)
+                run_transfers(exchanges, build, beside=True, waits=(done,), records=reduced)
+                done = done if reduced is None else reduced
+            self._send_gradients(
+                build, chunk.cost, bucket, waits=(done,), name=f"gradients of bucket {index} of chunk {number}"
+            )
 
     def _bucket_event(self, number: int, index: int, *, is_last: bool) -> int | None:
         """The event after which a bucket is reduced, if anyone waits for it."""
@@ -208,11 +265,11 @@ class RoutineWriter:
     def _builder(self, name: str) -> RoutineBuilder:
         return RoutineBuilder(name=name, registry=self.registry, meets=self.meets)
 
-    def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: Message) -> None:
+    def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: Message, place: str) -> None:
         if source is None or source == chunk.rank:
             return
         transfers = self.passes.data.transfers
-        arrived = self.registry.event(f"{what} of chunk {chunk.number} has arrived")
+        arrived = self.registry.event(f"{what} of {place} has arrived")
         build.beside(
             transfers.message(self._message_bytes, source, chunk.rank, Direction.RECEIVE),
             stream=f"receive {what} {chunk.number}",
@@ -233,7 +290,7 @@ class RoutineWriter:
         if not self.passes.training.overlap.pp:
             build.blocking(exchange, party=party, category=Category.PIPELINE)
             return
-        ready = self.registry.event(f"{what} of chunk {chunk.number} is ready")
+        ready = self.registry.event(f"{what} of {build.name} is ready")
         build.record(ready)
         build.beside(
             exchange,
@@ -295,3 +352,16 @@ def _gathered(chunk: int, bucket: int) -> str:
 
 def _reduced(chunk: int) -> str:
     return f"gradients of chunk {chunk} are reduced"
+
+
+_TITLES = {
+    ActionKind.FORWARD: "forward",
+    ActionKind.BACKWARD: "backward",
+    ActionKind.BACKWARD_INPUT: "backward of inputs",
+    ActionKind.BACKWARD_WEIGHT: "backward of weights",
+}
+
+
+def _title(chunk: Chunk, at: PassPlace) -> str:
+    """Name of a pass in traces: of the first chunk of a rank without its number."""
+    return f"{_TITLES[at.kind]} {chunk.number}" if chunk.number else _TITLES[at.kind]

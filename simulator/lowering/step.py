@@ -28,19 +28,17 @@ from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members, single_members
 from simulator.lowering.offload import HostLowering
 from simulator.lowering.passes import PassLowering
-from simulator.lowering.routines import Chunk, RoutineWriter
+from simulator.lowering.routines import Chunk, PassPlace, RoutineWriter
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.training import Training
-from simulator.schedule import PipelineSchedule
-from simulator.schedule.actions import BACKWARD_CODE, FORWARD_CODE
+from simulator.schedule import ActionKind, PipelineSchedule
 
 NUM_DIRECTIONS = 2
-NUM_ACTION_KINDS = 4
-MICROBATCH_PLACES = ((True, False), (False, False), (False, True), (True, True))
-"""(first, last) of a microbatch in its step; a step of one microbatch has one that is both."""
+NOT_JOINED = -1
+"""Stands for the second action of a call that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -155,28 +153,40 @@ class _StepLowering:
     numbers: dict[object, int] = field(default_factory=dict)
 
     def calls(self, rank: int) -> npt.NDArray[np.int32]:
-        """Returns the calls of one pipeline rank; stages alike in work and surroundings share routines."""
-        writer, actions = self.writer, self.schedule.ranks[rank]
+        """Returns the calls of one pipeline rank: one for each action, or joined pair, between begin and end.
+
+        Stages alike in work and surroundings share routines. The index of a call is the microbatch of its (first)
+        action.
+        """
+        writer, actions, marks = self.writer, self.schedule.ranks[rank], self.schedule.firsts_and_lasts(rank)
         chunks = self._chunks(rank)
         surroundings = tuple(self._surroundings(chunk) for chunk in chunks)
-        table = np.full((NUM_ACTION_KINDS, len(chunks), 2, 2), -1, dtype=np.int32)
-        for index, chunk in enumerate(chunks):
-            for first, last in MICROBATCH_PLACES:
-                key = (index, surroundings[index], first)
-                table[FORWARD_CODE, index, int(first), int(last)] = self._number(
-                    ("forward", *key), partial(writer.forward, chunk, first=first)
-                )
-                table[BACKWARD_CODE, index, int(first), int(last)] = self._number(
-                    ("backward", *key, last), partial(writer.backward, chunk, first=first, last=last)
-                )
-        kinds, stages, microbatches, _ = actions.T
+        kinds, stages, microbatches, joined = actions.T
         chunk_of = np.searchsorted(np.array(self.schedule.stages_of(rank)), stages)
-        is_first = (microbatches == 0).astype(np.int64)
-        is_last = (microbatches == self.schedule.microbatches - 1).astype(np.int64)
-        passes = np.stack([table[kinds, chunk_of, is_first, is_last], microbatches], axis=1)
+        flags = (marks.first_forward | marks.first_gradients, marks.last_gradients, marks.last_parameters)
+        codes = (kinds * len(chunks) + chunk_of) * 8 + np.array([4, 2, 1]) @ np.array(flags)
+        begins = np.append(True, joined[:-1] == 0)
+        second = np.where(joined, np.append(codes[1:], 0), NOT_JOINED)
+        pairs, which = np.unique(np.stack([codes, second], axis=1)[begins], axis=0, return_inverse=True)
+
+        def one_pass(code: int) -> tuple[int, PassPlace]:
+            (kind, chunk), flags = divmod(code // 8, len(chunks)), code % 8
+            return chunk, PassPlace(
+                kind=tuple(ActionKind)[kind],
+                first=bool(flags & 4),
+                completes_gradients=bool(flags & 2),
+                last_parameters=bool(flags & 1),
+            )
+
+        numbers = []
+        for codes_of_call in pairs.tolist():
+            passes = tuple(one_pass(code) for code in codes_of_call if code != NOT_JOINED)
+            key = tuple((chunk, surroundings[chunk], at) for chunk, at in passes)
+            numbers.append(self._number(key, partial(writer.write, [(chunks[chunk], at) for chunk, at in passes])))
         begin = self._number(("begin", surroundings), partial(writer.begin, chunks))
         end = self._number(("end", surroundings), partial(writer.end, chunks))
-        return np.concatenate([[[begin, 0]], passes, [[end, 0]]]).astype(np.int32)
+        run = np.stack([np.array(numbers)[which.reshape(-1)], microbatches[begins]], axis=1)
+        return np.concatenate([[[begin, 0]], run, [[end, 0]]]).astype(np.int32)
 
     def _number(self, key: object, write: Callable[[], WrittenRoutine]) -> int:
         """Returns the number of a routine, which is written when it is first asked for."""
@@ -186,17 +196,20 @@ class _StepLowering:
         return self.numbers[key]
 
     def _chunks(self, rank: int) -> tuple[Chunk, ...]:
-        holder = self.schedule.stage_to_rank
-        last = self.schedule.num_stages - 1
+        schedule = self.schedule
+
+        def holder(stage: int | None) -> int | None:
+            return None if stage is None else schedule.stage_to_rank[stage]
+
         return tuple(
             Chunk(
                 number=number,
-                cost=self.costs.stages[stage],
+                cost=self.costs.stages[stage % schedule.chain],
                 rank=rank,
-                previous=holder[stage - 1] if stage > 0 else None,
-                next=holder[stage + 1] if stage < last else None,
+                previous=holder(schedule.previous(stage)),
+                next=holder(schedule.next(stage)),
             )
-            for number, stage in enumerate(self.schedule.stages_of(rank))
+            for number, stage in enumerate(schedule.stages_of(rank))
         )
 
     def _surroundings(self, chunk: Chunk) -> object:
@@ -269,5 +282,5 @@ class _StepLowering:
         ] + host
 
     def resident(self, rank: int) -> tuple[Held, ...]:
-        shares = [self.costs.stages[stage].share for stage in self.schedule.stages_of(rank)]
+        shares = [self.costs.stages[stage].share for stage in self.schedule.model_stages_of(rank)]
         return resident(self.costs.memory, shares)

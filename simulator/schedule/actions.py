@@ -126,6 +126,10 @@ class PipelineSchedule:
         """Returns the virtual stages that a pipeline rank holds, first to last."""
         return tuple(stage for stage, holder in enumerate(self.stage_to_rank) if holder == rank)
 
+    def model_stages_of(self, rank: int) -> tuple[int, ...]:
+        """Returns the stages of the model that a pipeline rank holds, in the order of `stages_of`."""
+        return tuple(stage % self.chain for stage in self.stages_of(rank))
+
     def in_flight_max(self) -> tuple[int, ...]:
         """Returns, per pipeline rank, the most activations of (virtual stage, microbatch) held at one time.
 
