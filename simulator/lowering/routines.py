@@ -17,10 +17,10 @@ from simulator.lowering.builder import (
     Direction,
     Exchange,
     Message,
+    Pair,
     Party,
     Registry,
     RoutineBuilder,
-    Tied,
     WrittenRoutine,
 )
 from simulator.lowering.data import run_transfers
@@ -46,6 +46,8 @@ class Chunk:
     """Pipeline rank of the stage before, if there is one."""
     next: int | None
     """Pipeline rank of the stage after, if there is one."""
+    mirror: int | None = None
+    """Pipeline rank that holds the same stage for the other direction, if there are two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,6 +228,7 @@ class RoutineWriter:
             build.memory(*self.passes.memory.end_of_step(chunk.cost.share, chunk=chunk.number))
         self._reduce_replicated(build, chunks)
         self._reduce_tied_table(build, chunks)
+        self._reduce_mirrored(build, chunks)
         norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
         if norm is not None:
             build.blocking(norm, party=Group.WORLD, category=Category(norm.axis))
@@ -342,8 +345,28 @@ class RoutineWriter:
         if pp > 1 and count and (is_first or is_last):
             degrees = transfers.mesh.degrees
             share = shard(count, degrees.shard_group, degrees.zero >= 2)
-            exchange = transfers.tied_table(self.passes.training.types.reduce.bytes * int(share))
-            build.blocking(exchange, party=Tied.TABLE, category=Category.OTHER)
+            exchange = transfers.between("embedding", self.passes.training.types.reduce.bytes * int(share), 0, pp - 1)
+            build.blocking(exchange, party=Pair.TIED_TABLE, category=Category.OTHER)
+
+    def _reduce_mirrored(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
+        """Sums the gradients of two ranks that hold the same stages, one for each direction (DualPipe).
+
+        They hold the same shards, so the sum is over two ranks, after the reduction over data. Source: DeepSeek-AI
+        2024, arXiv:2412.19437, section 3.2.1 (two copies of the parameters).
+        """
+        mirror = chunks[0].mirror
+        if mirror is None:
+            return
+        degrees, size = self.passes.data.transfers.mesh.degrees, self.passes.training.types.reduce.bytes
+        is_sharded = degrees.zero >= 1
+        count = sum(
+            int(shard(layer.dense_parameters, degrees.shard_group, is_sharded))
+            + int(shard(layer.expert_parameters, degrees.expert_shard_group, is_sharded))
+            for chunk in chunks
+            for layer in chunk.cost.layers
+        )
+        exchange = self.passes.data.transfers.between("dp", size * count, chunks[0].rank, mirror)
+        build.blocking(exchange, party=Pair.MIRROR, category=Category.DATA)
 
 
 def _gathered(chunk: int, bucket: int) -> str:

@@ -208,6 +208,7 @@ class _StepLowering:
                 rank=rank,
                 previous=holder(schedule.previous(stage)),
                 next=holder(schedule.next(stage)),
+                mirror=holder((stage + schedule.chain) % schedule.num_stages) if schedule.directions > 1 else None,
             )
             for number, stage in enumerate(schedule.stages_of(rank))
         )
