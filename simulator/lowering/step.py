@@ -219,6 +219,7 @@ class _StepLowering:
         for other, way in (
             (chunk.previous, (chunk.previous, chunk.rank)),
             (chunk.next, (chunk.rank, chunk.next)),
+            (chunk.mirror, (chunk.rank, chunk.mirror)),
         ):
             if other is None or other == chunk.rank:
                 ways.append(other is None)
