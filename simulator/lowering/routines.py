@@ -6,63 +6,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
-from simulator.cost.offload import NOTHING_OUTSIDE
 from simulator.cost.pass_memory import paired
-from simulator.cost.pricing import StageCost
-from simulator.cost.states import shard
 from simulator.errors import SimulatorFault
 from simulator.lowering.builder import (
     BoundaryEnd,
     Category,
     Direction,
-    Exchange,
     Message,
-    Pair,
     Party,
     Registry,
     RoutineBuilder,
     WrittenRoutine,
 )
+from simulator.lowering.chunks import Chunk, PassPlace, gathered_event, reduced_event
 from simulator.lowering.data import run_transfers
-from simulator.lowering.offload import DOWN_STREAM, lower_update_on_host, send_gradients_down
+from simulator.lowering.offload import send_gradients_down
 from simulator.lowering.passes import BackwardPass, ForwardPass, PassLowering, lower_pair, lower_pass
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.mesh import Group
-from simulator.parallel.training import Dtype
 from simulator.schedule import ActionKind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """A virtual stage on its pipeline rank, with its neighbours."""
-
-    number: int
-    """Which chunk of its rank, from 0."""
-    cost: StageCost
-    """What it costs."""
-    rank: int
-    """Its pipeline rank."""
-    previous: int | None
-    """Pipeline rank of the stage before, if there is one."""
-    next: int | None
-    """Pipeline rank of the stage after, if there is one."""
-    mirror: int | None = None
-    """Pipeline rank that holds the same stage for the other direction, if there are two."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PassPlace:
-    """Which pass of a stage an action is, and what is special about it in the step."""
-
-    kind: ActionKind
-    """Which pass."""
-    first: bool
-    """A forward: the stage's first, which waits for updated parameters; a backward (B, W): the first to make gradients
-    of its weights."""
-    completes_gradients: bool
-    """A backward (B, W): the last to make gradients of the stage's weights."""
-    last_parameters: bool
-    """A backward (B, I): the last pass of the stage that needs its parameters."""
 
 
 @dataclass(slots=True)
@@ -146,121 +108,51 @@ class RoutineWriter:
 
     def _gathered_before(self, chunk: Chunk) -> dict[int, int]:
         """Layer position -> event after which its updated parameters are there."""
-        if not self._gathers_at_begin:
+        data, stage = self.passes.data, chunk.cost
+        if not data.gathers_at_begin:
             return {}
         return {
-            bucket[0]: self.registry.event(_gathered(chunk.number, index), shared_over_calls=True)
-            for index, bucket in enumerate(self._buckets(chunk.cost, backward=False))
-            if self._bucket_gathers(chunk.cost, bucket)
+            positions[0]: self.registry.event(gathered_event(chunk, index), shared_over_calls=True)
+            for index, positions in enumerate(data.memory.buckets(stage.share, backward=False))
+            if data.gathers([stage.layers[position] for position in positions])
         }
 
     def _complete_at(self, chunk: Chunk) -> dict[int, int]:
         """Layer position -> event to record when its gradients are complete, in the last pass that makes them."""
         data, number = self.passes.data, chunk.number
         if not data.reduces_once:
-            return {0: self.registry.event(_reduced(number), shared_over_calls=True)}
+            return {0: self.registry.event(reduced_event(chunk), shared_over_calls=True)}
         if not self.passes.training.overlap.dp:
             return {}
         return {
-            bucket[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
-            for index, bucket in enumerate(self._buckets(chunk.cost, backward=True))
+            positions[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
+            for index, positions in enumerate(data.memory.buckets(chunk.cost.share, backward=True))
         }
 
     def _reduce_beside(
         self, chunk: Chunk, at: PassPlace, lowered: ForwardPass | BackwardPass, build: RoutineBuilder
     ) -> None:
         """Reduces the gradients of a stage, bucket by bucket, beside the pass that completes them."""
-        overlaps = self.passes.training.overlap.dp and self.passes.data.reduces_once
+        data, offload = self.passes.data, self.passes.training.offload.optimizer != "none"
+        overlaps = self.passes.training.overlap.dp and data.reduces_once
         if not (at.completes_gradients and overlaps and isinstance(lowered, BackwardPass)):
             return
-        number, buckets = chunk.number, self._buckets(chunk.cost, backward=True)
-        reductions = [self._bucket_reductions(chunk.cost, bucket) for bucket in buckets]
+        buckets = data.buckets(chunk.cost, backward=True)
+        reductions = [data.reductions(bucket) for bucket in buckets]
         last_reduced = max((index for index, exchanges in enumerate(reductions) if exchanges), default=None)
-        for index, (bucket, exchanges) in enumerate(zip(buckets, reductions, strict=True)):
-            done = lowered.finished[bucket[-1]]
+        complete = lowered.finished.values()
+        for index, (bucket, exchanges, done) in enumerate(zip(buckets, reductions, complete, strict=True)):
+            name = f"gradients of bucket {index} of chunk {chunk.number}"
+            reduced = None
+            if index == last_reduced:
+                reduced = self.registry.event(reduced_event(chunk), shared_over_calls=True)
+            elif exchanges and offload:
+                reduced = self.registry.event(f"{name} are reduced")
             if exchanges:
-                reduced = self._bucket_event(number, index, is_last=index == last_reduced)
                 run_transfers(exchanges, build, beside=True, waits=(done,), records=reduced)
-                done = done if reduced is None else reduced
-            self._send_gradients(
-                build, chunk.cost, bucket, waits=(done,), name=f"gradients of bucket {index} of chunk {number}"
-            )
-
-    def _bucket_event(self, number: int, index: int, *, is_last: bool) -> int | None:
-        """The event after which a bucket is reduced, if anyone waits for it."""
-        if is_last:
-            return self.registry.event(_reduced(number), shared_over_calls=True)
-        if self.passes.training.offload.optimizer == "none":
-            return None
-        return self.registry.event(f"gradients of bucket {index} of chunk {number} are reduced")
-
-    def _send_gradients(
-        self, build: RoutineBuilder, stage: StageCost, positions: Sequence[int], *, waits: tuple[int, ...], name: str
-    ) -> None:
-        """Sends gradients to the host if the optimizer is there."""
-        if self.passes.training.offload.optimizer != "none":
-            counts = [int(stage.layers[position].share.gradient_shard_bytes) for position in positions]
-            send_gradients_down(counts, build, self.passes.host, waits=waits, name=name)
-
-    def begin(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
-        """Returns the begin of the step: gathers of the parameters that the last step updated (zero 1 and 2)."""
-        build = self._builder("begin of step")
-        if self._gathers_at_begin:
-            for chunk in chunks:
-                for index, bucket in enumerate(self._buckets(chunk.cost, backward=False)):
-                    event = self.registry.event(_gathered(chunk.number, index), shared_over_calls=True)
-                    run_transfers(self._bucket_gathers(chunk.cost, bucket), build, beside=True, records=event)
-        return build.done()
-
-    def end(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
-        """Returns the end of the step: remaining reductions, gradient norm, update."""
-        build = self._builder("end of step")
-        data, training = self.passes.data, self.passes.training
-        blocking_data = not training.overlap.dp and data.reduces_once
-        for chunk in chunks:
-            layers = range(len(chunk.cost.layers))
-            reductions = self._bucket_reductions(chunk.cost, layers)
-            if blocking_data:
-                for exchange, group in reductions:
-                    build.blocking(exchange, party=group, category=Category.DATA)
-            elif reductions:
-                build.wait(self.registry.event(_reduced(chunk.number), shared_over_calls=True))
-            build.memory(*self.passes.memory.end_of_step(chunk.cost.share, chunk=chunk.number))
-        self._reduce_replicated(build, chunks)
-        self._reduce_tied_table(build, chunks)
-        self._reduce_mirrored(build, chunks)
-        norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
-        if norm is not None:
-            build.blocking(norm, party=Group.WORLD, category=Category(norm.axis))
-        self._update_on_host(build, chunks, sent=training.overlap.dp and data.reduces_once)
-        taken, given_back = self.passes.memory.update([chunk.cost.share for chunk in chunks])
-        build.memory(*taken)
-        build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
-        build.memory(*given_back)
-        if data.zero in (1, 2) and not training.overlap.dp:
-            for chunk in chunks:
-                for exchange, group in self._bucket_gathers(chunk.cost, range(len(chunk.cost.layers))):
-                    build.blocking(exchange, party=group, category=Category.DATA)
-        build.compute(self.assumptions.step_overhead, "step overhead", Category.OTHER)
-        return build.done()
-
-    @property
-    def _gathers_at_begin(self) -> bool:
-        return self.passes.training.overlap.dp and self.passes.data.zero in (1, 2)
-
-    def _update_on_host(self, build: RoutineBuilder, chunks: tuple[Chunk, ...], *, sent: bool) -> None:
-        """Updates on the host what lies there; `sent`: the last microbatch has sent its gradients already."""
-        if self.passes.training.offload.optimizer == "none":
-            return
-        complete = self.registry.event("gradients are complete")
-        build.record(complete)
-        for chunk in () if sent else chunks:
-            every = range(len(chunk.cost.layers))
-            self._send_gradients(build, chunk.cost, every, waits=(complete,), name=f"gradients of chunk {chunk.number}")
-        arrived = self.registry.event("all gradients are on the host")
-        build.aside("gradients on host", stream=DOWN_STREAM, category=Category.OFFLOAD, demands=(), records=arrived)
-        outside = sum((chunk.cost.share.outside for chunk in chunks), NOTHING_OUTSIDE)
-        lower_update_on_host(outside, build, self.passes.host, first=arrived)
+            if offload:
+                waits = (done if reduced is None else reduced,)
+                send_gradients_down(bucket, build, self.passes.host, waits=waits, name=name)
 
     def _keeps_output(self, chunk: Chunk) -> bool:
         return not self.assumptions.free_sent_activations and chunk.next is not None
@@ -312,69 +204,6 @@ class RoutineWriter:
     def _message_bytes(self) -> int:
         tp = self.passes.data.transfers.mesh.degrees.tp
         return -(-self.passes.boundary_bytes // tp) if self._scatters_messages else self.passes.boundary_bytes
-
-    def _buckets(self, stage: StageCost, *, backward: bool) -> list[list[int]]:
-        return self.passes.memory.buckets(stage.share, backward=backward)
-
-    def _totals(self, stage: StageCost, positions: Sequence[int]) -> tuple[int, int]:
-        layers = [stage.layers[position] for position in positions]
-        return sum(layer.dense_parameters for layer in layers), sum(layer.expert_parameters for layer in layers)
-
-    def _bucket_reductions(self, stage: StageCost, bucket: Sequence[int]) -> list[tuple[Exchange, Group]]:
-        return self.passes.data.reductions(*self._totals(stage, bucket))
-
-    def _bucket_gathers(self, stage: StageCost, bucket: Sequence[int]) -> list[tuple[Exchange, Group]]:
-        return self.passes.data.gathers([stage.layers[position] for position in bucket])
-
-    def _reduce_replicated(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
-        """Sums the gradients of norms and routers over tensor ranks that saw different tokens (E4.14)."""
-        degrees = self.passes.data.transfers.mesh.degrees
-        if degrees.sequence == 1:
-            return
-        count = int(sum(layer.replicated_parameters for chunk in chunks for layer in chunk.cost.share.layers))
-        size = self.passes.training.types.reduce.bytes
-        exchange = self.passes.data.transfers.collective(Group.TENSOR, Collective.ALL_REDUCE, size * count)
-        build.blocking(exchange, party=Group.TENSOR, category=Category.TENSOR)
-
-    def _reduce_tied_table(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
-        """Sums the gradients of a shared table over first and last stage (E4.14)."""
-        transfers = self.passes.data.transfers
-        pp = transfers.mesh.degrees.pp
-        is_first, is_last = chunks[0].cost.stage.index == 0, chunks[-1].cost.stage.tied_copy is not None
-        count = int(chunks[0].cost.share.tied_parameters)
-        if pp > 1 and count and (is_first or is_last):
-            degrees = transfers.mesh.degrees
-            share = shard(count, degrees.shard_group, degrees.zero >= 2)
-            exchange = transfers.between("embedding", self.passes.training.types.reduce.bytes * int(share), 0, pp - 1)
-            build.blocking(exchange, party=Pair.TIED_TABLE, category=Category.OTHER)
-
-    def _reduce_mirrored(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
-        """Sums the gradients of two ranks that hold the same stages, one for each direction (DualPipe).
-
-        They hold the same shards, so the sum is over two ranks, after the reduction over data. Source: DeepSeek-AI
-        2024, arXiv:2412.19437, section 3.2.1 (two copies of the parameters).
-        """
-        mirror = chunks[0].mirror
-        if mirror is None:
-            return
-        degrees, size = self.passes.data.transfers.mesh.degrees, self.passes.training.types.reduce.bytes
-        is_sharded = degrees.zero >= 1
-        count = sum(
-            int(shard(layer.dense_parameters, degrees.shard_group, is_sharded))
-            + int(shard(layer.expert_parameters, degrees.expert_shard_group, is_sharded))
-            for chunk in chunks
-            for layer in chunk.cost.layers
-        )
-        exchange = self.passes.data.transfers.between("dp", size * count, chunks[0].rank, mirror)
-        build.blocking(exchange, party=Pair.MIRROR, category=Category.DATA)
-
-
-def _gathered(chunk: int, bucket: int) -> str:
-    return f"parameters of bucket {bucket} of chunk {chunk} are gathered"
-
-
-def _reduced(chunk: int) -> str:
-    return f"gradients of chunk {chunk} are reduced"
 
 
 _TITLES = {

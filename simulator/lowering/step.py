@@ -23,12 +23,14 @@ from simulator.lowering.builder import (
     Registry,
     WrittenRoutine,
 )
+from simulator.lowering.chunks import Chunk, PassPlace
 from simulator.lowering.data import DataLowering
+from simulator.lowering.edges import EdgeWriter
 from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members, single_members
 from simulator.lowering.offload import HostLowering
 from simulator.lowering.passes import PassLowering
-from simulator.lowering.routines import Chunk, PassPlace, RoutineWriter
+from simulator.lowering.routines import RoutineWriter
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
@@ -115,8 +117,15 @@ def lower_step(
             update_efficiency=assumptions.host_update_efficiency,
         ),
     )
-    writer = RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
-    lowering = _StepLowering(costs=costs, schedule=schedule, mesh=mesh, members=members, writer=writer)
+    lowering = _StepLowering(
+        costs=costs,
+        schedule=schedule,
+        mesh=mesh,
+        members=members,
+        registry=registry,
+        writer=RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions),
+        edges=EdgeWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions),
+    )
     calls = [lowering.calls(rank) for rank in range(schedule.pp)]
     program = lowering.program(calls)
     _require_countable(program)
@@ -148,7 +157,9 @@ class _StepLowering:
     schedule: PipelineSchedule
     mesh: DeviceMesh
     members: Membership
+    registry: Registry
     writer: RoutineWriter
+    edges: EdgeWriter
     routines: list[WrittenRoutine] = field(default_factory=list)
     numbers: dict[object, int] = field(default_factory=dict)
 
@@ -183,8 +194,8 @@ class _StepLowering:
             passes = tuple(one_pass(code) for code in codes_of_call if code != NOT_JOINED)
             key = tuple((chunk, surroundings[chunk], at) for chunk, at in passes)
             numbers.append(self._number(key, partial(writer.write, [(chunks[chunk], at) for chunk, at in passes])))
-        begin = self._number(("begin", surroundings), partial(writer.begin, chunks))
-        end = self._number(("end", surroundings), partial(writer.end, chunks))
+        begin = self._number(("begin", surroundings), partial(self.edges.begin, chunks))
+        end = self._number(("end", surroundings), partial(self.edges.end, chunks))
         run = np.stack([np.array(numbers)[which.reshape(-1)], microbatches[begins]], axis=1)
         return np.concatenate([[[begin, 0]], run, [[end, 0]]]).astype(np.int32)
 
@@ -230,7 +241,7 @@ class _StepLowering:
 
     def program(self, calls: list[npt.NDArray[np.int32]]) -> Program:
         """Returns the program: rank classes with their calls, bound to communicators and resources."""
-        registry, members = self.writer.registry, self.members
+        registry, members = self.registry, self.members
         communicators: list[Communicator] = []
         names: Names[str] = Names()
         resources: list[Resource] = []
