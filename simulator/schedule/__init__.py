@@ -15,9 +15,12 @@ import numpy.typing as npt
 from simulator.errors import ScenarioError, SimulatorFault, Violation
 from simulator.schedule import breadth_first, dualpipe, gpipe, interleaved, one_f_one_b, zero_bubble, zero_bubble_v
 from simulator.schedule.actions import Action, ActionArray, ActionKind, PipelineSchedule
+from simulator.schedule.hand_written import read_schedule_csv, table_violations
 from simulator.schedule.profile import StageProfile
 from simulator.schedule.proof import Clock, verify, walk
 from simulator.schedule.rules import AT_LEAST_ONE, ScheduleRule
+from simulator.schedule.table import write_schedule_csv
+from simulator.schedule.timing import ScheduleTiming, time_schedule
 
 __all__ = [
     "SCHEDULES",
@@ -28,12 +31,17 @@ __all__ = [
     "PipelineSchedule",
     "ScheduleKind",
     "ScheduleRule",
+    "ScheduleTiming",
     "StageProfile",
     "build_schedule",
+    "read_schedule_csv",
     "schedule_is_valid",
     "schedule_violations",
+    "table_violations",
+    "time_schedule",
     "verify",
     "walk",
+    "write_schedule_csv",
 ]
 
 
