@@ -184,6 +184,7 @@ class PipelineSchedule:
         parameters = (kinds == BACKWARD_CODE) | (kinds == BACKWARD_INPUT_CODE)
         return FirstsAndLasts(
             first_forward=_firsts(forward, stages),
+            first_backward=_firsts(parameters, stages),
             first_gradients=_firsts(gradients, stages),
             last_gradients=_firsts(gradients[::-1], stages[::-1])[::-1],
             last_parameters=_firsts(parameters[::-1], stages[::-1])[::-1],
@@ -196,6 +197,8 @@ class FirstsAndLasts:
 
     first_forward: NDArray[np.bool_]
     """The stage's first forward of the step."""
+    first_backward: NDArray[np.bool_]
+    """Its first backward, whole or of inputs."""
     first_gradients: NDArray[np.bool_]
     """The first action that makes gradients of its weights: a whole backward, or one of weights."""
     last_gradients: NDArray[np.bool_]

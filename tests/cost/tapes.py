@@ -24,6 +24,8 @@ def splits(**given: Any) -> Splits:
         "context": None,
         "gradients": WeightGradients.ACCUMULATED,
         "expert_gradients": WeightGradients.ACCUMULATED,
+        "other_gradients": WeightGradients.ACCUMULATED,
+        "quantised": False,
     }
     return Splits(**(plain | given))
 
