@@ -188,8 +188,3 @@ def layer_tensor_bytes(
         return gathered + layer.fetched_bytes * (degrees.shard_group > 1)
     dense, expert = reduced_apart
     return element_bytes * (dense * layer.dense_parameters + expert * layer.expert_parameters)
-
-
-def paired(forward: PassMemory, backward: PassMemory, *, chunks: tuple[int, int]) -> PassMemory:
-    """TEMPORARY"""
-    raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.cost.pass_memory import OF_WEIGHTS, Turn
 from simulator.cost.pricing import StageCost
 from simulator.schedule import ActionKind
 
@@ -27,18 +28,33 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PassPlace:
-    """Which pass of a stage an action is, and what is special about it in the step."""
+class ChunkPass:
+    """One action of a schedule: a pass of a microbatch through a chunk."""
 
+    chunk: Chunk
+    """The stage."""
     kind: ActionKind
     """Which pass."""
-    first: bool
-    """A forward: the stage's first, which waits for updated parameters; a backward (B, W): the first to make gradients
-    of its weights."""
-    completes_gradients: bool
-    """A backward (B, W): the last to make gradients of the stage's weights."""
-    last_parameters: bool
-    """A backward (B, I): the last pass of the stage that needs its parameters."""
+    turn: Turn
+    """What sets it apart from others of its stage."""
+
+    @property
+    def name(self) -> str:
+        """Name in traces; of the first chunk of a rank without its number."""
+        return f"{_TITLES[self.kind]} {self.chunk.number}" if self.chunk.number else _TITLES[self.kind]
+
+    @property
+    def completes_gradients(self) -> bool:
+        """Whether it is the last pass of its stage that makes gradients of weights."""
+        return self.kind in OF_WEIGHTS and self.turn.last_gradients
+
+
+_TITLES = {
+    ActionKind.FORWARD: "forward",
+    ActionKind.BACKWARD: "backward",
+    ActionKind.BACKWARD_INPUT: "backward of inputs",
+    ActionKind.BACKWARD_WEIGHT: "backward of weights",
+}
 
 
 def gathered_event(chunk: Chunk, bucket: int) -> str:

@@ -18,7 +18,7 @@ from simulator.lowering.builder import (
     RoutineBuilder,
     WrittenRoutine,
 )
-from simulator.lowering.chunks import Chunk, PassPlace, gathered_event, reduced_event
+from simulator.lowering.chunks import Chunk, ChunkPass, gathered_event, reduced_event
 from simulator.lowering.data import run_transfers
 from simulator.lowering.offload import send_gradients_down
 from simulator.lowering.passes import BackwardPass, ForwardPass, PassLowering, lower_pair, lower_pass
@@ -36,75 +36,68 @@ class RoutineWriter:
     passes: PassLowering
     assumptions: Assumptions
 
-    def write(self, passes: Sequence[tuple[Chunk, PassPlace]]) -> WrittenRoutine:
+    def write(self, passes: Sequence[ChunkPass]) -> WrittenRoutine:
         """Returns the routine of one action of a schedule, or of two that are joined: receive, compute, send.
 
         Args:
-            passes: the stage and what is special of its pass; of joined ones the forward first.
+            passes: the action; of joined ones the forward first.
         """
+        build = RoutineBuilder(name=" & ".join(each.name for each in passes), registry=self.registry, meets=self.meets)
         if len(passes) == 1:
-            ((chunk, at),) = passes
-            build = self._builder(_title(chunk, at))
-            lowered = self._pass(chunk, at, build, f"chunk {chunk.number}")
+            (only,) = passes
+            lowered = self._pass(only, build, f"chunk {only.chunk.number}")
             lower_pass(lowered, build)
-            self._send_on(chunk, at, build)
+            self._send_on(only, build)
             build.memory(*lowered.memory.end)
-            self._reduce_beside(chunk, at, lowered, build)
-            return build.done(chunk.number)
-        (first, first_at), (second, second_at) = passes
-        build = self._builder(f"{_title(first, first_at)} & {_title(second, second_at)}")
-        forward = self._pass(first, first_at, build, f"chunk {first.number}")
+            self._reduce_beside(only, lowered, build)
+            return build.done(only.chunk.number)
+        first, second = passes
+        numbers = first.chunk.number, second.chunk.number
+        forward = self._pass(first, build, f"chunk {numbers[0]}")
         # The index of a joined pair is the forward's microbatch: events of its backward are not those of one alone.
-        backward = self._pass(second, second_at, build, f"chunk {second.number} beside {first.number}")
+        backward = self._pass(second, build, f"chunk {numbers[1]} beside {numbers[0]}")
         if not isinstance(forward, ForwardPass) or not isinstance(backward, BackwardPass):
             raise SimulatorFault(f"{build.name}: a joined pair is a forward and a backward")
-        both = paired(forward.memory, backward.memory, chunks=(first.number, second.number))
+        both = paired(forward.memory, backward.memory, chunks=numbers)
         lower_pair(forward, backward, both, build)
-        self._send_on(first, first_at, build)
-        self._send_on(second, second_at, build)
+        self._send_on(first, build)
+        self._send_on(second, build)
         build.memory(*both.end)
-        self._reduce_beside(second, second_at, backward, build)
+        self._reduce_beside(second, backward, build)
         return build.done()
 
-    def _pass(self, chunk: Chunk, at: PassPlace, build: RoutineBuilder, place: str) -> ForwardPass | BackwardPass:
+    def _pass(self, wanted: ChunkPass, build: RoutineBuilder, place: str) -> ForwardPass | BackwardPass:
         """Returns the pass of a stage, once the routine has received what it needs."""
-        share, memory = chunk.cost.share, self.passes.memory
-        match at.kind:
-            case ActionKind.FORWARD:
-                self._receive(build, chunk, chunk.previous, Message.ACTIVATION, place)
-                return ForwardPass(
-                    stage=chunk.cost,
-                    lowering=self.passes,
-                    place=place,
-                    memory=memory.forward(share, first=at.first, keeps_output=self._keeps_output(chunk)),
-                    gathered=self._gathered_before(chunk) if at.first else {},
-                    gathers_parameters=at.first or memory.reshard_after_forward,
-                )
-            case ActionKind.BACKWARD:
-                swings = memory.backward(
-                    share, first=at.first, last=at.completes_gradients, keeps_output=self._keeps_output(chunk)
-                )
-            case ActionKind.BACKWARD_INPUT:
-                swings = memory.backward_input(share, last=at.last_parameters, keeps_output=self._keeps_output(chunk))
-            case ActionKind.BACKWARD_WEIGHT:
-                swings = memory.backward_weight(share, first=at.first, last=at.completes_gradients)
-        if at.kind is not ActionKind.BACKWARD_WEIGHT:
+        chunk, kind, turn, rules = wanted.chunk, wanted.kind, wanted.turn, self.passes.memory
+        keeps_output = not self.assumptions.free_sent_activations and chunk.next is not None
+        memory = rules.passed(chunk.cost.share, kind, turn, keeps_output=keeps_output)
+        if kind is ActionKind.FORWARD:
+            self._receive(build, chunk, chunk.previous, Message.ACTIVATION, place)
+            return ForwardPass(
+                stage=chunk.cost,
+                lowering=self.passes,
+                place=place,
+                memory=memory,
+                gathered=self._gathered_before(chunk) if turn.first_forward else {},
+                gathers_parameters=turn.first_forward or rules.reshard_after_forward,
+            )
+        if kind is not ActionKind.BACKWARD_WEIGHT:
             self._receive(build, chunk, chunk.next, Message.GRADIENT, place)
         return BackwardPass(
-            kind=at.kind,
+            kind=kind,
             stage=chunk.cost,
             lowering=self.passes,
             place=place,
-            memory=swings,
-            finished=self._complete_at(chunk) if at.completes_gradients else {},
+            memory=memory,
+            finished=self._complete_at(chunk) if wanted.completes_gradients else {},
         )
 
-    def _send_on(self, chunk: Chunk, at: PassPlace, build: RoutineBuilder) -> None:
+    def _send_on(self, done: ChunkPass, build: RoutineBuilder) -> None:
         """Sends what a pass has made for the neighbouring stage."""
-        if at.kind is ActionKind.FORWARD:
-            self._send(build, chunk, chunk.next, Message.ACTIVATION)
-        elif at.kind is not ActionKind.BACKWARD_WEIGHT:
-            self._send(build, chunk, chunk.previous, Message.GRADIENT)
+        if done.kind is ActionKind.FORWARD:
+            self._send(build, done.chunk, done.chunk.next, Message.ACTIVATION)
+        elif done.kind is not ActionKind.BACKWARD_WEIGHT:
+            self._send(build, done.chunk, done.chunk.previous, Message.GRADIENT)
 
     def _gathered_before(self, chunk: Chunk) -> dict[int, int]:
         """Layer position -> event after which its updated parameters are there."""
@@ -129,19 +122,17 @@ class RoutineWriter:
             for index, positions in enumerate(data.memory.buckets(chunk.cost.share, backward=True))
         }
 
-    def _reduce_beside(
-        self, chunk: Chunk, at: PassPlace, lowered: ForwardPass | BackwardPass, build: RoutineBuilder
-    ) -> None:
+    def _reduce_beside(self, done: ChunkPass, lowered: ForwardPass | BackwardPass, build: RoutineBuilder) -> None:
         """Reduces the gradients of a stage, bucket by bucket, beside the pass that completes them."""
-        data, offload = self.passes.data, self.passes.training.offload.optimizer != "none"
+        chunk, data, offload = done.chunk, self.passes.data, self.passes.training.offload.optimizer != "none"
         overlaps = self.passes.training.overlap.dp and data.reduces_once
-        if not (at.completes_gradients and overlaps and isinstance(lowered, BackwardPass)):
+        if not (done.completes_gradients and overlaps and isinstance(lowered, BackwardPass)):
             return
         buckets = data.buckets(chunk.cost, backward=True)
         reductions = [data.reductions(bucket) for bucket in buckets]
         last_reduced = max((index for index, exchanges in enumerate(reductions) if exchanges), default=None)
         complete = lowered.finished.values()
-        for index, (bucket, exchanges, done) in enumerate(zip(buckets, reductions, complete, strict=True)):
+        for index, (bucket, exchanges, made) in enumerate(zip(buckets, reductions, complete, strict=True)):
             name = f"gradients of bucket {index} of chunk {chunk.number}"
             reduced = None
             if index == last_reduced:
@@ -149,16 +140,10 @@ class RoutineWriter:
             elif exchanges and offload:
                 reduced = self.registry.event(f"{name} are reduced")
             if exchanges:
-                run_transfers(exchanges, build, beside=True, waits=(done,), records=reduced)
+                run_transfers(exchanges, build, beside=True, waits=(made,), records=reduced)
             if offload:
-                waits = (done if reduced is None else reduced,)
+                waits = (made if reduced is None else reduced,)
                 send_gradients_down(bucket, build, self.passes.host, waits=waits, name=name)
-
-    def _keeps_output(self, chunk: Chunk) -> bool:
-        return not self.assumptions.free_sent_activations and chunk.next is not None
-
-    def _builder(self, name: str) -> RoutineBuilder:
-        return RoutineBuilder(name=name, registry=self.registry, meets=self.meets)
 
     def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: Message, place: str) -> None:
         if source is None or source == chunk.rank:
@@ -204,16 +189,3 @@ class RoutineWriter:
     def _message_bytes(self) -> int:
         tp = self.passes.data.transfers.mesh.degrees.tp
         return -(-self.passes.boundary_bytes // tp) if self._scatters_messages else self.passes.boundary_bytes
-
-
-_TITLES = {
-    ActionKind.FORWARD: "forward",
-    ActionKind.BACKWARD: "backward",
-    ActionKind.BACKWARD_INPUT: "backward of inputs",
-    ActionKind.BACKWARD_WEIGHT: "backward of weights",
-}
-
-
-def _title(chunk: Chunk, at: PassPlace) -> str:
-    """Name of a pass in traces: of the first chunk of a rank without its number."""
-    return f"{_TITLES[at.kind]} {chunk.number}" if chunk.number else _TITLES[at.kind]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.memory import MEMORY, Held
+from simulator.cost.pass_memory import Turn
 from simulator.cost.pricing import StageCosts
 from simulator.cost.resident import levels_of, resident
 from simulator.engine import Communicator, Program, RankClass, Resource
@@ -23,7 +24,7 @@ from simulator.lowering.builder import (
     Registry,
     WrittenRoutine,
 )
-from simulator.lowering.chunks import Chunk, PassPlace
+from simulator.lowering.chunks import Chunk, ChunkPass
 from simulator.lowering.data import DataLowering
 from simulator.lowering.edges import EdgeWriter
 from simulator.lowering.layers import LayerLowering
@@ -39,6 +40,7 @@ from simulator.parallel.training import Training
 from simulator.schedule import ActionKind, PipelineSchedule
 
 NUM_DIRECTIONS = 2
+TURN = tuple(each.name for each in fields(Turn))
 NOT_JOINED = -1
 """Stands for the second action of a call that has one."""
 
@@ -169,35 +171,36 @@ class _StepLowering:
         Stages alike in work and surroundings share routines. The index of a call is the microbatch of its (first)
         action.
         """
-        writer, actions, marks = self.writer, self.schedule.ranks[rank], self.schedule.firsts_and_lasts(rank)
+        actions, marks = self.schedule.ranks[rank], self.schedule.firsts_and_lasts(rank)
         chunks = self._chunks(rank)
         surroundings = tuple(self._surroundings(chunk) for chunk in chunks)
         kinds, stages, microbatches, joined = actions.T
         chunk_of = np.searchsorted(np.array(self.schedule.stages_of(rank)), stages)
-        flags = (marks.first_forward | marks.first_gradients, marks.last_gradients, marks.last_parameters)
-        codes = (kinds * len(chunks) + chunk_of) * 8 + np.array([4, 2, 1]) @ np.array(flags)
+        flags = np.array([getattr(marks, name) for name in TURN])
+        codes = (kinds * len(chunks) + chunk_of) * 2 ** len(TURN) + 2 ** np.arange(len(TURN)) @ flags
         begins = np.append(True, joined[:-1] == 0)
         second = np.where(joined, np.append(codes[1:], 0), NOT_JOINED)
         pairs, which = np.unique(np.stack([codes, second], axis=1)[begins], axis=0, return_inverse=True)
 
-        def one_pass(code: int) -> tuple[int, PassPlace]:
-            (kind, chunk), flags = divmod(code // 8, len(chunks)), code % 8
-            return chunk, PassPlace(
-                kind=tuple(ActionKind)[kind],
-                first=bool(flags & 4),
-                completes_gradients=bool(flags & 2),
-                last_parameters=bool(flags & 1),
-            )
-
         numbers = []
         for codes_of_call in pairs.tolist():
-            passes = tuple(one_pass(code) for code in codes_of_call if code != NOT_JOINED)
-            key = tuple((chunk, surroundings[chunk], at) for chunk, at in passes)
-            numbers.append(self._number(key, partial(writer.write, [(chunks[chunk], at) for chunk, at in passes])))
+            passes = [self._pass_of(code, chunks) for code in codes_of_call if code != NOT_JOINED]
+            key = tuple((each.chunk.number, surroundings[each.chunk.number], each.kind, each.turn) for each in passes)
+            numbers.append(self._number(key, partial(self.writer.write, passes)))
         begin = self._number(("begin", surroundings), partial(self.edges.begin, chunks))
         end = self._number(("end", surroundings), partial(self.edges.end, chunks))
         run = np.stack([np.array(numbers)[which.reshape(-1)], microbatches[begins]], axis=1)
         return np.concatenate([[[begin, 0]], run, [[end, 0]]]).astype(np.int32)
+
+    def _pass_of(self, code: int, chunks: tuple[Chunk, ...]) -> ChunkPass:
+        """Returns what the code of an action stands for, without the marks that make no difference."""
+        which, marks = divmod(code, 2 ** len(TURN))
+        kind_code, chunk = divmod(which, len(chunks))
+        kind = tuple(ActionKind)[kind_code]
+        turn = Turn(**{name: bool(marks >> bit & 1) for bit, name in enumerate(TURN)})
+        of_memory = self.costs.memory.turn(kind, turn)
+        turn = replace(of_memory, first_forward=turn.first_forward, last_gradients=turn.last_gradients)
+        return ChunkPass(chunk=chunks[chunk], kind=kind, turn=turn)
 
     def _number(self, key: object, write: Callable[[], WrittenRoutine]) -> int:
         """Returns the number of a routine, which is written when it is first asked for."""
