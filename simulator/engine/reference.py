@@ -19,7 +19,7 @@ import numpy as np
 
 from simulator.engine.check import check_program
 from simulator.engine.deadlock import BlockedStream, deadlock_error
-from simulator.engine.program import PICOSECONDS_PER_SECOND, CounterChange, Program, Task
+from simulator.engine.program import OWN_PACE, PICOSECONDS_PER_SECOND, CounterChange, Program, Task, pace_units
 from simulator.engine.timeline import SPAN_DTYPE, CounterLog, CounterPeak, Timeline
 
 BUBBLE = 0
@@ -166,6 +166,11 @@ class _Simulation:
         call = stream.queue[stream.next][0]
         return stream.class_index, slot, int(self.program.classes[stream.class_index].calls[call, 1])
 
+    def pace(self, stream: _Stream) -> int:
+        """Return the pace of the stream's current call."""
+        pace = self.program.classes[stream.class_index].pace
+        return OWN_PACE if pace is None else int(pace[stream.queue[stream.next][0]])
+
     def try_next(self, stream: _Stream) -> None:
         """Begin the stream's next task, or leave the stream waiting for an event or a meeting."""
         if stream.next == len(stream.queue):
@@ -207,7 +212,7 @@ class _Simulation:
             if self.now > stream.free_ps:
                 stream.busy_since_ps = self.now
             self.changes[stream.class_index] += [(self.now, True, stream.number, change) for change in task.at_start]
-            latency_ps = max(latency_ps, task.duration_ps)
+            latency_ps = max(latency_ps, task.duration_ps + pace_units(task) * (self.pace(stream) - OWN_PACE))
             for demand in task.demands:
                 bytes_on[self.program.classes[stream.class_index].resources[demand.resource]] += demand.bytes
         moved = {resource: size for resource, size in bytes_on.items() if size > 0}
