@@ -34,7 +34,13 @@ OWN_PACE, SPREAD_OF_PACE = 1024, 30
 
 
 def pipeline_step(
-    stages: int, microbatches: int, *, contended: bool = False, ranks: int = 1, meets: bool = False, jitter: bool = False
+    stages: int,
+    microbatches: int,
+    *,
+    contended: bool = False,
+    ranks: int = 1,
+    meets: bool = False,
+    jitter: bool = False,
 ) -> Program:
     """Return the program of a one-forward-one-backward step.
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from simulator.engine.call_lists import call_lists
 from simulator.engine.kinds import Kind, kinds_of
-from simulator.engine.meetings import Bindings, Meetings, bindings_of, find_meetings, offsets
+from simulator.engine.meetings import Meetings, bindings_of, find_meetings, offsets
 from simulator.engine.program import Program
 from simulator.engine.segments import RoutineUse, Segment, SegmentedRoutine, Variant, segment_routine, use_of
 from simulator.engine.tables import (
@@ -24,7 +24,6 @@ from simulator.engine.tables import (
     NUM_CALL_COLUMNS,
     NUM_SEGMENT_COLUMNS,
     OWN_CALL,
-    ROW_SIZE,
     Plan,
 )
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.engine.call_lists import CallList
-from simulator.engine.events import EventRoom, event_room
+from simulator.engine.events import EventPlaces, event_room
 from simulator.engine.meetings import Bindings, Meetings
 from simulator.engine.program import Program
 from simulator.engine.segments import RoutineUse, Variant
@@ -52,84 +52,72 @@ def kinds_of(
     """
     capacity = np.array([resource.bytes_per_s for resource in program.resources], dtype=np.float64)
     participants = np.array([each.participants for each in program.communicators], dtype=np.int64)
+    is_logged = np.zeros(len(program.classes), dtype=np.bool_)
+    is_logged[list(span_classes)] = True
     kinds = []
     for each in lists:
         routines = each.routines
         slots = sorted({slot for number in routines for _, _, slot in uses[number].demands})
         group_slots = sorted({slot for number in routines for slot, _ in uses[number].communicators})
-        resources = bound.resources[bound.resource_begin[each.classes][:, None] + np.array(slots, dtype=np.int64)]
-        groups = bound.communicators[
-            bound.communicator_begin[each.classes][:, None] + np.array(group_slots, dtype=np.int64)
-        ]
-        first = np.argmax(resources[:, :, None] == resources[:, None, :], axis=2) if slots else resources
-        hardware = np.concatenate(
-            [
-                first,
-                capacity[resources],
-                meetings.is_contended[resources],
-                participants[groups] == 1,
-                np.isin(each.classes, list(span_classes))[:, None],
-            ],
-            axis=1,
-        )
-        places = event_room(program, routines)
+        resources = _bound(bound.resources, bound.resource_begin, each.classes, slots)
+        groups = _bound(bound.communicators, bound.communicator_begin, each.classes, group_slots)
+        room = event_room(program, routines)
+        # Slots of one resource count as the first of them.
+        same = np.argmax(resources[:, :, None] == resources[:, None, :], axis=2) if slots else resources
+        speed, contended, lone = capacity[resources], meetings.is_contended[resources], participants[groups] == 1
         rows: dict[bytes, list[int]] = {}
-        for row, number in enumerate(each.classes.tolist()):
-            rows.setdefault(hardware[row].tobytes(), []).append(row)
+        columns = np.concatenate([same, speed, contended, lone, is_logged[each.classes][:, None]], axis=1)
+        for row, content in enumerate(columns):
+            rows.setdefault(content.tobytes(), []).append(row)
         for alike in rows.values():
-            of_slot = {
-                slot: (
-                    slot,
-                    slots[first[alike[0], at]],
-                    float(capacity[resource]),
-                    bool(meetings.is_contended[resource]),
-                )
-                for at, (slot, resource) in enumerate(zip(slots, resources[alike[0]].tolist(), strict=True))
+            row = alike[0]
+            hardware = {
+                slot: (slot, slots[same[row, at]], float(speed[row, at]), bool(contended[row, at]))
+                for at, slot in enumerate(slots)
             }
-            lone = {
-                slot
-                for slot, group in zip(group_slots, groups[alike[0]].tolist(), strict=True)
-                if participants[group] == 1
+            alone = frozenset(slot for at, slot in enumerate(group_slots) if lone[row, at])
+            logged = bool(is_logged[each.classes[row]])
+            variants = {
+                routine: _variant(routine, uses[routine], room.places[routine], hardware, alone, is_logged=logged)
+                for routine in routines
             }
-            kinds.append(
-                Kind(
-                    calls=each.calls,
-                    classes=each.classes[alike],
-                    variants=_variants(routines, uses, places, of_slot, lone, bool(hardware[alike[0], -1])),
-                    kept_events=places.size,
-                )
-            )
+            kinds.append(Kind(calls=each.calls, classes=each.classes[alike], variants=variants, kept_events=room.size))
     return kinds
 
 
-def _variants(
-    routines: Sequence[int],
-    uses: Sequence[RoutineUse],
-    room: EventRoom,
+def _bound(
+    table: npt.NDArray[np.int32], begin: IntArray, classes: IntArray, slots: Sequence[int]
+) -> npt.NDArray[np.int32]:
+    """Return `[class, slot]`: what some slots of some classes stand for."""
+    found: npt.NDArray[np.int32] = table[begin[classes][:, None] + np.array(slots, dtype=np.int64)]
+    return found
+
+
+def _variant(
+    routine: int,
+    use: RoutineUse,
+    events: EventPlaces,
     hardware: dict[int, tuple[int, int, float, bool]],
-    lone: set[int],
+    alone: frozenset[int],
+    *,
     is_logged: bool,
-) -> dict[int, Variant]:
-    """Return the variant of each routine.
+) -> Variant:
+    """Return the variant of a routine.
 
     Args:
-        routines: Those that the classes call.
-        uses: What each routine brings to the network.
-        room: Where events are kept.
-        hardware: For each resource slot what `Variant.resources` says of it.
-        lone: Communicator slots with one participant.
+        routine: Its number.
+        use: What it brings to the network.
+        events: Where its events are kept.
+        hardware: For each resource slot of the class what `Variant.resources` says of it.
+        alone: Communicator slots of the class with one participant.
         is_logged: Whether all times are kept.
     """
-    variants = {}
-    for routine in routines:
-        use = uses[routine]
-        mine = {slot for _, _, slot in use.demands}
-        mine |= {hardware[slot][1] for slot in mine}  # what it is first known by
-        variants[routine] = Variant(
-            routine=routine,
-            events=room.places[routine],
-            resources=tuple(hardware[slot] for slot in sorted(mine)),
-            lone_communicators=tuple(sorted(lone & {slot for slot, _ in use.communicators})),
-            is_logged=is_logged,
-        )
-    return variants
+    slots = {slot for _, _, slot in use.demands}
+    slots |= {hardware[slot][1] for slot in slots}
+    return Variant(
+        routine=routine,
+        events=events,
+        resources=tuple(hardware[slot] for slot in sorted(slots)),
+        lone_communicators=tuple(sorted(alone & {slot for slot, _ in use.communicators})),
+        is_logged=is_logged,
+    )

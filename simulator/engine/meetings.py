@@ -77,8 +77,10 @@ def find_meetings(
         bound: What the slots of the classes stand for.
     """
     num_streams = len(program.streams)
-    groups, streams = [NOTHING], [NOTHING]
-    resources, vias, own_streams = [NOTHING], [NOTHING], [NOTHING]
+    groups: list[npt.NDArray[np.integer]] = [NOTHING]
+    resources: list[npt.NDArray[np.integer]] = [NOTHING]
+    vias: list[npt.NDArray[np.integer]] = [NOTHING]
+    streams, own_streams = [NOTHING], [NOTHING]
     for each in lists:
         first_stream = each.classes * num_streams
         slots, resource_slots = bound.communicator_begin[each.classes], bound.resource_begin[each.classes]
@@ -111,8 +113,8 @@ def find_meetings(
 
 
 def _contention(
-    resource: IntArray,
-    via: IntArray,
+    resource: npt.NDArray[np.integer],
+    via: npt.NDArray[np.integer],
     stream: IntArray,
     *,
     members_begin: IntArray,

@@ -28,7 +28,7 @@ def add_fixed_tasks(flat: FlatProgram, state: State) -> None:
     for kind, calls, variant_of_call in zip(flat.kinds, flat.calls_of_variant, flat.variant_of_call, strict=True):
         state.time_ps[kind.classes] += calls @ own_time
         state.busy_ps[kind.classes] += calls @ own_busy
-        for slot, time_ps in _sums_by_slot(flat, kind, calls, lambda routine: routine.resource_busy_ps).items():
+        for slot, time_ps in _sums_by_slot(flat, calls, lambda routine: routine.resource_busy_ps).items():
             np.add.at(state.resource_busy_ps, _resources(flat, kind, slot), time_ps)
         paced = kind.classes[flat.plan.pace_begin[kind.classes] >= 0]
         units_of_call = unit_time[variant_of_call], unit_busy[variant_of_call]
@@ -44,7 +44,7 @@ def resource_bytes(program: Program, flat: FlatProgram) -> IntArray:
     """Return the bytes moved over each resource."""
     total = np.zeros(len(program.resources), dtype=np.int64)
     for kind, calls in zip(flat.kinds, flat.calls_of_variant, strict=True):
-        for slot, size in _sums_by_slot(flat, kind, calls, lambda routine: routine.resource_bytes).items():
+        for slot, size in _sums_by_slot(flat, calls, lambda routine: routine.resource_bytes).items():
             np.add.at(total, _resources(flat, kind, slot), size)
     return total
 
@@ -77,7 +77,7 @@ def _sums(flat: FlatProgram, of: Callable[[SegmentedRoutine], dict[int, int]], n
 
 
 def _sums_by_slot(
-    flat: FlatProgram, kind: Kind, calls: IntArray, of: Callable[[SegmentedRoutine], dict[int, int]]
+    flat: FlatProgram, calls: IntArray, of: Callable[[SegmentedRoutine], dict[int, int]]
 ) -> dict[int, int]:
     """Return what all calls of a class add, by resource slot."""
     sums: dict[int, int] = {}
@@ -89,4 +89,5 @@ def _sums_by_slot(
 
 def _resources(flat: FlatProgram, kind: Kind, slot: int) -> npt.NDArray[np.int32]:
     """Return what a resource slot stands for in each class of a kind."""
-    return flat.plan.resources[flat.plan.resource_begin[kind.classes] + slot]
+    resources: npt.NDArray[np.int32] = flat.plan.resources[flat.plan.resource_begin[kind.classes] + slot]
+    return resources

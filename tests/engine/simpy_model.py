@@ -39,7 +39,7 @@ def simpy_makespan_ps(program: Program) -> int:
                     return events[class_index, slot, 0 if program.events[slot].shared_over_calls else index]
 
                 yield simpy.AllOf(environment, [event(slot) for slot in task.waits])
-                latency_ps = duration_ps(class_index, task)
+                latency_ps: int = duration_ps(class_index, task)
                 if task.communicator is None and not task.demands:
                     latency_ps += task.duration_ps // 1024 * (pace_of_call - 1024)
                 if task.communicator is not None:

@@ -49,7 +49,7 @@ def test_slices_and_room_for_events_change_nothing(
         small.setattr(state, "FIRST_ROOM", room)
         assert_same(run(program, record_spans=True, progress=shares.append), expected)
     assert shares == sorted(shares)
-    assert 0.0 <= shares[0] and shares[-1] == 1.0
+    assert shares[0] >= 0.0 and shares[-1] == 1.0
 
 
 @settings(max_examples=100, deadline=None)
@@ -201,6 +201,8 @@ def repeated(program: Program, copies: int) -> Program:
         classes=tuple(
             replace(
                 rank_class,
+                # The same array for every other copy, an equal one for the rest.
+                calls=rank_class.calls if copy % 2 else rank_class.calls.copy(),
                 resources=tuple(copy * len(program.resources) + link for link in rank_class.resources),
                 communicators=tuple(copy * len(program.communicators) + group for group in rank_class.communicators),
             )
