@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -214,3 +216,19 @@ def _collective(
         waits=waits,
         records=records,
     )
+
+
+def uneven(program: Program, *, spread: float) -> Program:
+    """Return a program whose classes have a pace of their own, the same for all calls.
+
+    Args:
+        program: Any program.
+        spread: Standard deviation of the pace.
+    """
+    dice = np.random.default_rng(1)
+    paces = np.maximum(dice.normal(OWN_PACE, spread, len(program.classes)), 1).astype(np.int32)
+    classes = [
+        replace(each, pace=np.full(len(each.calls), pace, dtype=np.int32))
+        for each, pace in zip(program.classes, paces, strict=True)
+    ]
+    return replace(program, classes=tuple(classes))
