@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from simulator.engine.arrays import FlatProgram
 
 IntArray = npt.NDArray[np.int64]
-STEPS_AT_ONCE = 1 << 21
-"""Segments that run, some tenth of a second long, before Python sees to an interrupt and to who wants to know."""
+STEPS_AT_ONCE = 1 << 19
+"""Segments that run, some hundredths of a second long, before Python sees to an interrupt and to who wants to know."""
 
 
 def run_compiled(

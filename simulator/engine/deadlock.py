@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from simulator.engine.call_lists import call_lists
 from simulator.engine.program import Program, Task
@@ -83,11 +84,12 @@ def _task(program: Program, blocked: BlockedStream) -> Task:
     return program.routines[routine].tasks[blocked.task]
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Recorder:
     """The task that would record an event."""
 
     call: str
+    """Routine and index."""
     task: Task
 
 
@@ -141,14 +143,14 @@ class _Blocked:
             self._recorders[key] = self._find_recorder(calls, slot, index)
         return self._recorders[key]
 
-    def _find_recorder(self, calls: np.ndarray, slot: int, index: int) -> _Recorder | None:
+    def _find_recorder(self, calls: npt.NDArray[np.int32], slot: int, index: int) -> _Recorder | None:
         shared = self.program.events[slot].shared_over_calls
         chosen = calls if shared else calls[calls[:, 1] == index]
         for number, index_of_call in chosen.tolist():
             routine = self.program.routines[number]
             for task in routine.tasks:
                 if task.records == slot:
-                    return _Recorder(f"{routine.name} {index_of_call}", task)
+                    return _Recorder(call=f"{routine.name} {index_of_call}", task=task)
         return None
 
     def awaited(self, stream: Stream) -> list[Stream]:

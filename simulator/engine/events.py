@@ -14,8 +14,6 @@ from simulator.engine.program import Program, Task
 from simulator.engine.tables import OWN_CALL
 
 COMPUTE_STREAM = 0
-NOT_KEPT = (-1, 0, False)
-"""Place of an event that no task waits for."""
 ROW_HEAD = 1
 """A row begins with the number of streams that have yet to leave the call."""
 

@@ -11,11 +11,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from simulator.engine.events import EventPlaces, needed_waits
+from simulator.engine.events import COMPUTE_STREAM, EventPlaces, needed_waits
 from simulator.engine.program import PICOSECONDS_PER_SECOND, Program, Task, pace_units
 from simulator.engine.tables import CONTENDED, FIXED, MEETING
 
-COMPUTE_STREAM = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -139,9 +139,9 @@ def test_thousands_of_classes_get_a_short_diagnosis_soon() -> None:
         classes=(*small.classes[:2], *[replace(small.classes[2], name=f"rank {rank}") for rank in range(2, 4000)]),
         communicators=(Communicator(name="all", participants=4000), small.communicators[1]),
     )
-    begin_s = time.perf_counter()
+    begin_s = time.process_time()
     lines = told(run, program)
-    assert time.perf_counter() - begin_s < 5
+    assert time.process_time() - begin_s < 5
     assert lines == [
         "deadlock: 4000 of 4000 rank classes cannot go on, for they wait for each other in a circle",
         "  rank 0: step 0, task `gather`, waits in communicator `all` for rank 1",

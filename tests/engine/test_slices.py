@@ -5,14 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 
 from simulator.engine import Task, run
 from tests.engine.programs import program_of
 
 LONG_RUN = """
-import numpy as np
-from dataclasses import replace
+import time
 from simulator.engine import Task, run
 from tests.engine.programs import program_of
 
@@ -23,7 +21,15 @@ for number in range(100):
     tasks.append(Task(name="turn", stream=number % 2, category=1, duration_ps=1, waits=waits, records=number))
 program = program_of(tasks, events=101, indices=1_000_000)
 run(program_of(tasks, events=101))
-run(program, progress=lambda share: print(share, flush=True))
+told_s = []
+def tell(share):
+    told_s.append(time.process_time())
+    print(share, flush=True)
+try:
+    run(program, progress=tell)
+except KeyboardInterrupt:
+    print(time.process_time() - told_s[-1])
+    raise
 """
 
 
@@ -44,12 +50,13 @@ def test_an_interrupt_ends_a_long_run_within_a_second() -> None:
         [sys.executable, "-c", LONG_RUN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    shares = [float(child.stdout.readline()), float(child.stdout.readline())]
-    begin_s = time.perf_counter()
+    first = float(child.stdout.readline())
     child.send_signal(signal.SIGINT)
     rest, error = child.communicate(timeout=60)
-    assert time.perf_counter() - begin_s < 1
-    shares += [float(line) for line in rest.split()]
-    assert 0 < shares[0] < shares[-1] < 1
+    *shares, passed_s = [float(line) for line in rest.split()]
+    assert 0 < first < 1
+    assert all(first < share < 1 for share in shares)
+    # On the core, not on the wall, so that a busy machine does not fail this.
+    assert 0 <= passed_s < 1
     assert error.strip().endswith("KeyboardInterrupt")
     assert child.returncode == -signal.SIGINT
