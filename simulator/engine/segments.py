@@ -16,7 +16,6 @@ from simulator.engine.program import PICOSECONDS_PER_SECOND, Program, Task, pace
 from simulator.engine.tables import CONTENDED, FIXED, MEETING
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """What a routine's segments depend on, apart from the routine; the key under which classes share them."""
