@@ -141,6 +141,8 @@ class RankClass:
     """Communicator slot of the tasks -> index into `Program.communicators`."""
     initial: tuple[int, ...] = ()
     """Level of each counter before the first task; same length as `Program.counters`."""
+    pace: npt.NDArray[np.int32] | None = None
+    """`[num_calls]`: pace q of each call in 1/1024; a compute task of duration d takes d + (d >> 10) * (q - 1024)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
