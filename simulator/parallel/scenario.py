@@ -64,6 +64,6 @@ class Scenario:
             "schedule": self.schedule,
             "training": self.training.model_dump(mode="json"),
             "assumptions": self.assumptions.model_dump(mode="json"),
-            "variability": self.variability.model_dump(mode="json"),
+            "variability": self.variability.model_dump(mode="json", exclude_none=True),
             "seed": self.seed,
         }
