@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -25,18 +23,23 @@ from simulator.options import (
     KindArgument,
     Listed,
     MemoryClassOption,
+    PictureOption,
     QuietOption,
     ScenarioArgument,
     Schema,
     SetOption,
     SnapshotOption,
+    TimelineClassOption,
+    TimelineOption,
     TraceOption,
+    WindowOption,
+    overrides_of,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from simulator.config.scenario import Scenario
+    from simulator.simulate import Outcome
 
 BAD_INPUT, DOES_NOT_FIT, FAULT, INTERRUPTED = 2, 3, 1, 130
 """Exit statuses besides 0."""
@@ -86,6 +89,10 @@ def run(
     json: JsonOption = None,
     csv: CsvOption = None,
     trace: TraceOption = None,
+    timeline: TimelineOption = None,
+    timeline_class: TimelineClassOption = None,
+    picture: PictureOption = None,
+    window: WindowOption = None,
     memory_snapshot: SnapshotOption = None,
     memory_class: MemoryClassOption = None,
     explain: ExplainOption = False,
@@ -94,15 +101,16 @@ def run(
 ) -> None:
     """Simulate one scenario and print its report."""
     with _exits():
-        outputs = {"--json": json, "--csv": csv, "--trace": trace, "--memory-snapshot": memory_snapshot}
+        outputs = {"--json": json, "--csv": csv, "--trace": trace, "--timeline": timeline, "--picture": picture}
+        outputs |= {"--memory-snapshot": memory_snapshot}
         files = _checked_files(outputs, [scenario])
-        if memory_class is not None and memory_snapshot is None:
-            why = "it chooses the rank class whose allocations a snapshot shows"
-            mend = "add --memory-snapshot FILE, or leave it out"
-            raise ScenarioError([_violation("--memory-class", "is given without --memory-snapshot", why, mend)])
+        _require_use("--memory-class", memory_class, {"--memory-snapshot": memory_snapshot})
+        _require_use("--timeline-class", timeline_class, {"--timeline": timeline, "--trace": trace})
+        _require_use("--window", window, {"--picture": picture})
+        _check_endings(timeline, picture)
         from simulator.config.scenario import input_files, read_scenario
 
-        resolved = read_scenario(scenario, _overrides(changes))
+        resolved = read_scenario(scenario, overrides_of(changes))
         _checked_files(outputs, input_files(resolved))
         from simulator.report.tables import report_csv
         from simulator.report.terminal import print_report
@@ -111,6 +119,9 @@ def run(
         wanted = Wanted(
             explain=explain,
             trace=trace is not None,
+            timeline=timeline is not None,
+            timeline_classes=tuple(timeline_class or ()),
+            pipeline=picture is not None,
             snapshot=memory_snapshot is not None,
             memory_class=memory_class,
         )
@@ -121,8 +132,8 @@ def run(
         csv_text = "" if csv is None else report_csv(report)
         _write_text("--json", json, json_text)
         _write_text("--csv", csv, csv_text)
-        _write_trace(trace, outcome.trace)
-        _write_snapshot(memory_snapshot, outcome.snapshot)
+        _write_trace(trace, outcome.trace, timeline_class)
+        _write_others(outcome, timeline=timeline, picture=picture, window=window, snapshot=memory_snapshot)
         if not quiet and "-" not in files:
             print_report(report, _console())
         if require_fit and not report.memory.fits:
@@ -148,12 +159,12 @@ def compare(
     with _exits():
         outputs = {"--json": json, "--csv": csv, "--trace": trace}
         files = _checked_files(outputs, scenarios)
+        from simulator.compare import ranked, read_all
         from simulator.config.scenario import input_files
 
-        resolved = _read_all(scenarios, _overrides(changes))
+        resolved = read_all(scenarios, overrides_of(changes))
         inputs = [name for scenario in resolved for name in input_files(scenario)]
         _checked_files(outputs, inputs)
-        from simulator.compare import ranked
         from simulator.report.comparison import comparison_table, print_comparison
         from simulator.report.tables import comparison_csv
         from simulator.simulate import Wanted, simulate_in_full
@@ -255,47 +266,6 @@ def _checked_files(files: dict[str, str | None], inputs: Sequence[str]) -> list[
     return [name for name in files.values() if name is not None]
 
 
-def _overrides(changes: Sequence[str] | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    problems = []
-    for change in changes or ():
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            why = "--set changes one value of the scenario by its dotted path"
-            mend = "write KEY=VALUE, for example --set layout.tp=8"
-            problems.append(_violation(f"--set {change[:80]}", "has no key and value", why, mend))
-        found.pop(key.strip(), None)  # the last of several counts, and is applied last
-        found[key.strip()] = value
-    if problems:
-        raise ScenarioError(problems)
-    return found
-
-
-def _read_all(names: Sequence[str], overrides: dict[str, str]) -> list[Scenario]:
-    """Returns all scenarios and their variants, or raises the problems of all files at once.
-
-    Scenarios of different files that have the same name are told apart by their files.
-    """
-    from simulator.config.scenario import read_variants
-
-    found: list[tuple[Scenario, str]] = []
-    problems: list[Any] = []
-    for name in names:
-        try:
-            found += [(scenario, name) for scenario in read_variants(name, overrides)]
-        except ScenarioError as error:
-            problems += error.problems
-    if not problems and len(found) < 2:
-        why = "a comparison needs two results"
-        problems = [
-            _violation(names[0], "has no variants", why, "name a second scenario, or add variants: to this one")
-        ]
-    if problems:
-        raise ScenarioError(list(dict.fromkeys(problems)))
-    uses = Counter(each.name for each, _ in found)
-    return [replace(each, name=f"{each.name} ({file})") if uses[each.name] > 1 else each for each, file in found]
-
-
 def _write_text(option: str, name: str | None, text: str) -> None:
     if name is not None:
         from simulator.outputs import write_output
@@ -303,26 +273,47 @@ def _write_text(option: str, name: str | None, text: str) -> None:
         write_output(option, name, lambda file: file.write(text))
 
 
-def _write_trace(name: str | None, timeline: Any) -> None:
-    if name is None:
-        return
-    from simulator.outputs import write_output
-    from simulator.report.trace import write_trace
-
-    def write(file: TextIO) -> None:
-        coverage = write_trace(timeline, file)
-        if coverage.left_out:
-            _tell(f"the trace leaves out {len(coverage.left_out)} rank classes to stay within a size that viewers open")
-
-    write_output("--trace", name, write)
-
-
-def _write_snapshot(name: str | None, recording: Any) -> None:
+def _write_trace(name: str | None, trace: Any, classes: Sequence[str] | None = None) -> None:
     if name is not None:
-        from simulator.outputs import write_binary_output
-        from simulator.report.recording import snapshot_with_peak
+        from simulator.outputs import write_trace_file
 
-        write_binary_output("--memory-snapshot", name, snapshot_with_peak(recording))
+        told = write_trace_file(name, trace)
+        _tell_if_any("" if classes else told)
+
+
+def _write_others(
+    outcome: Outcome, *, timeline: str | None, picture: str | None, window: str | None, snapshot: str | None
+) -> None:
+    from simulator.outputs import write_picture_file, write_snapshot_file, write_timeline_file
+
+    if timeline is not None and outcome.timeline is not None:
+        _tell_if_any(write_timeline_file(timeline, outcome.timeline))
+    if picture is not None and outcome.pipeline is not None:
+        _tell_if_any(write_picture_file(picture, outcome.pipeline, window))
+    if snapshot is not None and outcome.snapshot is not None:
+        write_snapshot_file(snapshot, outcome.snapshot)
+
+
+def _require_use(option: str, value: object, users: dict[str, str | None]) -> None:
+    """Refuses an option that says something about outputs none of which is written."""
+    if value and not any(users.values()):
+        names = " or ".join(users)
+        why = f"it says what is shown by {names}"
+        raise ScenarioError(
+            [_violation(option, f"is given without {names}", why, f"add {names} FILE, or leave it out")]
+        )
+
+
+def _check_endings(timeline: str | None, picture: str | None) -> None:
+    """Refuses files of an unknown kind before the work."""
+    if timeline is not None:
+        from simulator.report.spans import table_format
+
+        table_format(timeline)
+    if picture not in (None, "-"):
+        from simulator.report.pipeline_figure import picture_format
+
+        picture_format(str(picture))
 
 
 def _json_text(value: object) -> str:
@@ -378,6 +369,11 @@ def _abandon_output() -> None:
     """Points standard output elsewhere, as Python flushes it once more at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _tell_if_any(message: str) -> None:
+    if message:
+        _tell(message)
 
 
 def _tell(message: str) -> None:

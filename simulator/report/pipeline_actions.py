@@ -7,6 +7,7 @@ messages of the pipeline that stand on that stream are not part of it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -105,7 +106,7 @@ def actions_of_schedule(
         ends: when they end.
     """
     ranks = tuple(
-        _rank_actions(schedule, rank, np.asarray(begin, dtype=np.float64), np.asarray(end, dtype=np.float64))
+        rank_actions(schedule, rank, np.asarray(begin, dtype=np.float64), np.asarray(end, dtype=np.float64))
         for rank, (begin, end) in enumerate(zip(begins, ends, strict=True))
     )
     end = max((float(each.end.max(initial=0.0)) for each in ranks), default=0.0)
@@ -120,15 +121,15 @@ def actions_of_step(simulated: Simulated) -> PipelineActions:
     Raises:
         SimulatorFault: no spans were recorded.
     """
-    schedule, timeline, program = simulated.schedule, simulated.timeline, simulated.step.program
+    schedule, timeline, step = simulated.schedule, simulated.timeline, simulated.step
     if timeline.spans is None:
         raise SimulatorFault("a picture needs a timeline with spans; run the engine with record_spans")
     recorded = set(np.unique(timeline.spans["class"]).tolist())
-    ranks = []
-    for number in pipeline_classes(program, simulated.step.pipeline_ranks):
-        if number in recorded:
-            times = class_actions(schedule, program, timeline, number, rank=simulated.step.pipeline_ranks[number])
-            ranks.append(times)
+    ranks = [
+        class_actions(schedule, step.program, timeline, number, rank=step.pipeline_ranks[number])
+        for number in pipeline_classes(step.program, step.pipeline_ranks)
+        if number in recorded
+    ]
     end = timeline.makespan_ps / PICOSECONDS_PER_SECOND
     return _pipeline(schedule, tuple(ranks), end=end, in_seconds=True)
 
@@ -147,7 +148,7 @@ def class_actions(
     """
     begin_ps, end_ps = action_bounds(schedule, program, timeline, number, rank=rank)
     update = _update(program, timeline, number)
-    return _rank_actions(
+    return rank_actions(
         schedule, rank, begin_ps / PICOSECONDS_PER_SECOND, end_ps / PICOSECONDS_PER_SECOND, update=update
     )
 
@@ -205,14 +206,21 @@ def compute_spans(timeline: Timeline, number: int) -> npt.NDArray[np.void]:
     spans = timeline.spans
     if spans is None:
         raise SimulatorFault("the timeline was recorded without spans")
-    return spans[(spans["class"] == number) & (spans["stream"] == COMPUTE)]
+
+    def place(row: int) -> tuple[int, int]:
+        return int(spans["class"][row]), int(spans["stream"][row])
+
+    rows = range(len(spans))  # in the order (class, stream)
+    first, after = (bisect_left(rows, key, key=place) for key in ((number, COMPUTE), (number, COMPUTE + 1)))
+    return spans[first:after]
 
 
 def category_of(program: Program, spans: npt.NDArray[np.void]) -> IntArray:
     """Returns the number of the category of each span."""
     first = np.cumsum([0, *(len(routine.tasks) for routine in program.routines)])
     categories = np.array([task.category for routine in program.routines for task in routine.tasks], dtype=np.int64)
-    return categories[first[spans["routine"]] + spans["task"]]
+    found: IntArray = categories[first[spans["routine"]] + spans["task"]]
+    return found
 
 
 def pipeline_classes(program: Program, pipeline_ranks: Sequence[int]) -> tuple[int, ...]:
@@ -250,7 +258,7 @@ def _update(program: Program, timeline: Timeline, number: int) -> tuple[float, f
     )
 
 
-def _rank_actions(
+def rank_actions(
     schedule: PipelineSchedule,
     rank: int,
     begin: FloatArray,
@@ -258,6 +266,7 @@ def _rank_actions(
     *,
     update: tuple[float, float] | None = None,
 ) -> RankActions:
+    """Returns the actions of a pipeline rank at given times, in any one unit."""
     kind, stage, microbatch, joined = schedule.ranks[rank].astype(np.int64).T
     if len(begin) != len(kind) or len(end) != len(kind):
         raise SimulatorFault(f"{len(begin)} begins and {len(end)} ends for {len(kind)} actions of rank {rank}")

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from simulator.errors import ScenarioError, Violation
 from simulator.report import pipeline_style as style
-from simulator.report.pipeline_actions import FloatArray, PipelineActions, RankActions
+from simulator.report.pipeline_actions import KINDS, FloatArray, PipelineActions, RankActions
 from simulator.report.pipeline_style import Colour, Window
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def draw_picture(actions: PipelineActions, kind: PictureFormat, window: Window |
     across = (sheet.window.end - sheet.window.begin) * sheet.inches_per_time
     down = sheet.row_inches * len(actions.ranks)
     width, height = across + left + right, down + top + bottom
-    settings: dict[str, Any] = {
+    settings: Any = {
         "svg.hashsalt": "shardsim",
         "svg.fonttype": "path",
         "pdf.fonttype": 42,
@@ -146,9 +146,7 @@ def _sheet(actions: PipelineActions, window: Window) -> _Sheet:
 
 def _typical_duration(actions: PipelineActions, window: Window) -> float:
     """The duration that nearly all shown boxes have at least."""
-    shown = [
-        (each.end - each.begin)[(each.end > window.begin) & (each.begin < window.end)] for each in actions.ranks
-    ]
+    shown = [(each.end - each.begin)[(each.end > window.begin) & (each.begin < window.end)] for each in actions.ranks]
     durations = np.concatenate(shown) if shown else np.zeros(0)
     durations = durations[durations > 0]
     return float(np.quantile(durations, _TYPICAL_SHARE, method="lower")) if len(durations) else 0.0
@@ -214,7 +212,12 @@ def _boxes(begin: FloatArray, end: FloatArray, top: FloatArray, bottom: FloatArr
 
 
 def _draw_numbers(
-    axes: Axes, rank: RankActions, sheet: _Sheet, colours: list[Colour], middle: FloatArray, shown: npt.NDArray[np.bool_]
+    axes: Axes,
+    rank: RankActions,
+    sheet: _Sheet,
+    colours: list[Colour],
+    middle: FloatArray,
+    shown: npt.NDArray[np.bool_],
 ) -> None:
     """Writes the microbatch into each box that is wide enough for it."""
     columns = (rank.begin, rank.end, middle, rank.microbatch, rank.joined | np.append(False, rank.joined[:-1]))
@@ -271,7 +274,7 @@ def _draw_legend(figure: Figure, actions: PipelineActions) -> None:
 
     entries = []
     for kind in style.kinds_of(actions):
-        name = style.NAMES[style.KINDS[kind]]
+        name = style.NAMES[KINDS[kind]]
         for chunk in sorted({0, actions.num_chunks - 1}):
             suffix = "" if actions.num_chunks == 1 else f" (chunk {chunk})"
             colour = _rgb(style.colour_of(kind, chunk, actions.num_chunks))

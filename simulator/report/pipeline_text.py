@@ -20,6 +20,7 @@ from simulator.report import pipeline_style as style
 from simulator.report.drawing import say
 from simulator.report.pipeline_actions import KINDS, PipelineActions, RankActions
 from simulator.report.pipeline_style import Colour, Window
+from simulator.report.wording import percent
 
 MAX_ROWS = 64
 """More ranks than this are shown as the first and the last of them."""
@@ -66,7 +67,7 @@ def print_picture(actions: PipelineActions, console: Console, window: Window | N
         share = (screen.window.end - screen.window.begin) / (asked.end - asked.begin)
         say(
             console,
-            f"the first {style.percent(share)} of it fits into this terminal; --window A:B shows another part, "
+            f"the first {percent(share)} of it fits into this terminal; --window A:B shows another part, "
             "--picture FILE.svg all of it",
             style="dim",
         )
