@@ -133,6 +133,8 @@ def run(
         _write_text("--json", json, json_text)
         _write_text("--csv", csv, csv_text)
         _write_trace(trace, outcome.trace, timeline_class)
+        if timeline is not None and outcome.timeline is not None and not timeline_class:
+            _tell_left_out("timeline", report.engine.rank_classes - outcome.timeline["class"].n_unique())
         _write_others(outcome, timeline=timeline, picture=picture, window=window, snapshot=memory_snapshot)
         if not quiet and "-" not in files:
             print_report(report, _console())
@@ -277,8 +279,8 @@ def _write_trace(name: str | None, trace: Any, classes: Sequence[str] | None = N
     if name is not None:
         from simulator.outputs import write_trace_file
 
-        told = write_trace_file(name, trace)
-        _tell_if_any("" if classes else told)
+        left_out = write_trace_file(name, trace)
+        _tell_left_out("trace", 0 if classes else left_out)
 
 
 def _write_others(
@@ -287,11 +289,19 @@ def _write_others(
     from simulator.outputs import write_picture_file, write_snapshot_file, write_timeline_file
 
     if timeline is not None and outcome.timeline is not None:
-        _tell_if_any(write_timeline_file(timeline, outcome.timeline))
+        write_timeline_file(timeline, outcome.timeline)
     if picture is not None and outcome.pipeline is not None:
-        _tell_if_any(write_picture_file(picture, outcome.pipeline, window))
+        missing = write_picture_file(picture, outcome.pipeline, window)
+        if missing:
+            _tell(f"the picture leaves out {missing} pipeline ranks, as all together ran too many tasks to be kept")
     if snapshot is not None and outcome.snapshot is not None:
         write_snapshot_file(snapshot, outcome.snapshot)
+
+
+def _tell_left_out(what: str, count: int) -> None:
+    if count:
+        classes = f"{count} rank class{'es' if count > 1 else ''}"
+        _tell(f"the {what} leaves out {classes} to stay within a size that viewers open; --timeline-class chooses")
 
 
 def _require_use(option: str, value: object, users: dict[str, str | None]) -> None:
@@ -369,11 +379,6 @@ def _abandon_output() -> None:
     """Points standard output elsewhere, as Python flushes it once more at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _tell_if_any(message: str) -> None:
-    if message:
-        _tell(message)
 
 
 def _tell(message: str) -> None:

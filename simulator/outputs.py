@@ -8,16 +8,17 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from simulator.errors import ScenarioError, Violation
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from simulator.report.pipeline_actions import PipelineActions
     from simulator.report.snapshot import Recording
-    from simulator.report.spans import SpanTable
     from simulator.report.trace import Trace
 
 STANDARD_OUTPUT = "-"
@@ -85,37 +86,29 @@ def write_binary_output(option: str, name: str, content: bytes) -> None:
     _write_file(option, name, write, {"mode": "wb"})
 
 
-def write_trace_file(name: str, trace: Trace) -> str:
-    """Writes a trace and returns what is to be told of it, if anything."""
+def write_trace_file(name: str, trace: Trace) -> int:
+    """Writes a trace and returns how many rank classes it leaves out."""
     from simulator.report.trace import write_trace
 
     left_out: list[str] = []
     write_output("--trace", name, lambda file: left_out.extend(write_trace(trace, file).left_out))
-    return _told_left_out("trace", left_out)
+    return len(left_out)
 
 
-def write_timeline_file(name: str, table: SpanTable) -> str:
-    """Writes a table of spans and returns what is to be told of it, if anything."""
+def write_timeline_file(name: str, table: pl.DataFrame) -> None:
+    """Writes a table of spans."""
     from simulator.report.spans import TableFormat, table_format
 
     if table_format(name) is TableFormat.CSV:
-        write_output("--timeline", name, lambda file: file.write(table.frame.write_csv()))
+        write_output("--timeline", name, lambda file: file.write(table.write_csv()))
     else:
         content = io.BytesIO()
-        table.frame.write_parquet(content)
+        table.write_parquet(content)
         write_binary_output("--timeline", name, content.getvalue())
-    return _told_left_out("timeline", table.left_out)
 
 
-def _told_left_out(what: str, classes: Sequence[str]) -> str:
-    if not classes:
-        return ""
-    count = f"{len(classes)} rank class{'es' if len(classes) > 1 else ''}"
-    return f"the {what} leaves out {count} to stay within a size that viewers open; --timeline-class chooses"
-
-
-def write_picture_file(name: str, actions: PipelineActions, window: str | None) -> str:
-    """Writes a picture of the pipeline, or prints it, and returns what is to be told of it, if anything."""
+def write_picture_file(name: str, actions: PipelineActions, window: str | None = None) -> int:
+    """Writes a picture of the pipeline, or prints it, and returns how many pipeline ranks it leaves out."""
     from simulator.report.pipeline_style import parse_window
 
     part = None if window is None else parse_window(window, actions)
@@ -129,8 +122,7 @@ def write_picture_file(name: str, actions: PipelineActions, window: str | None) 
         from simulator.report.pipeline_figure import draw_picture, picture_format
 
         write_binary_output("--picture", name, draw_picture(actions, picture_format(name), part))
-    missing = actions.pp - len(actions.ranks)
-    return f"the picture leaves out {missing} pipeline ranks, whose tasks are too many" if missing else ""
+    return actions.pp - len(actions.ranks)
 
 
 def write_snapshot_file(name: str, recording: Recording) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from simulator.cluster import build_cluster
 from simulator.config.scenario import Scenario, problems_of
@@ -27,11 +28,14 @@ from simulator.report.recording import record_class
 from simulator.report.result import Lever, Report
 from simulator.report.simulated import Simulated
 from simulator.report.snapshot import Recording
-from simulator.report.spans import SpanTable, classes_to_draw, classes_to_show, span_table
+from simulator.report.spans import classes_to_draw, classes_to_show, span_table
 from simulator.report.summary import summarise
 from simulator.report.trace import Trace
 from simulator.report.trace_pipeline import traced_pipeline
 from simulator.schedule import build_schedule
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = [
     "Outcome",
@@ -75,7 +79,7 @@ class Outcome:
     """For Perfetto, if wanted."""
     snapshot: Recording | None
     """For PyTorch's memory viewer, if wanted."""
-    timeline: SpanTable | None
+    timeline: pl.DataFrame | None
     """Every task that ran, if wanted."""
     pipeline: PipelineActions | None
     """When each action of the pipeline ran, if wanted."""
@@ -190,7 +194,7 @@ def _trace(simulated: Simulated, wanted: Wanted) -> Trace:
         program=simulated.step.program,
         timeline=simulated.timeline,
         class_names=tuple(rank_class.name for rank_class in simulated.step.program.classes),
-        classes=tuple(_shown(simulated.step, wanted)),
+        classes=tuple(_shown(simulated.step, wanted)) if wanted.timeline_classes else None,
         pipeline=traced_pipeline(simulated.step, simulated.schedule),
     )
 

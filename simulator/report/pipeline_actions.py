@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -163,19 +163,31 @@ def action_bounds(
     Raises:
         SimulatorFault: the calls of the class are not those of its schedule.
     """
-    joined = schedule.ranks[rank][:, 3].astype(np.bool_)
-    begins, ends = (times[1:-1] for times in call_bounds(program, timeline, number))  # without begin and end of step
-    if len(begins) == len(joined) - np.count_nonzero(joined):  # a call for each pair
-        second = np.append(False, joined[:-1])
-        call = np.cumsum(~second) - 1
-        begins, ends = begins[call], ends[call]
-    if len(begins) != len(joined):
-        raise SimulatorFault(f"{len(begins)} calls of class {number} for {len(joined)} actions of pipeline rank {rank}")
-    first = np.flatnonzero(joined)
-    begins, ends = begins.copy(), ends.copy()
+    calls = call_of_action(schedule, rank, len(program.classes[number].calls))
+    begins, ends = (times[calls] for times in call_bounds(program, timeline, number))
+    first = np.flatnonzero(schedule.ranks[rank][:, 3])
     begins[first + 1] = begins[first] = np.minimum(begins[first], begins[first + 1])
     ends[first + 1] = ends[first] = np.maximum(ends[first], ends[first + 1])
     return begins, ends
+
+
+def call_of_action(schedule: PipelineSchedule, rank: int, num_calls: int) -> IntArray:
+    """Returns which call of a class runs each action of its pipeline rank, in their order.
+
+    The first call is the begin of the step and the last one its end. A joined pair is one call, or two in a row.
+
+    Raises:
+        SimulatorFault: there are not as many calls as that takes.
+    """
+    joined = schedule.ranks[rank][:, 3].astype(np.bool_)
+    num_passes = num_calls - 2
+    if num_passes == len(joined):
+        return np.arange(1, num_calls - 1)
+    second = np.append(False, joined[:-1])
+    if num_passes != np.count_nonzero(~second):
+        raise SimulatorFault(f"{num_calls} calls for {len(joined)} actions of pipeline rank {rank}")
+    calls: IntArray = np.cumsum(~second)
+    return calls
 
 
 def call_bounds(program: Program, timeline: Timeline, number: int) -> tuple[IntArray, IntArray]:
@@ -185,8 +197,7 @@ def call_bounds(program: Program, timeline: Timeline, number: int) -> tuple[IntA
     """
     calls = program.classes[number].calls[:, 0]
     spans = compute_spans(timeline, number)
-    on_compute = [sum(task.stream == COMPUTE for task in routine.tasks) for routine in program.routines]
-    call = np.repeat(np.arange(len(calls)), np.array(on_compute, dtype=np.int64)[calls])
+    call = call_of_span(program, calls, stream=COMPUTE)
     if len(call) != len(spans):
         raise SimulatorFault(f"{len(spans)} spans on the compute stream of class {number}, not {len(call)}")
     pipeline = CATEGORIES.index(Category.PIPELINE)
@@ -199,6 +210,18 @@ def call_bounds(program: Program, timeline: Timeline, number: int) -> tuple[IntA
     end_ps = np.maximum(np.maximum.accumulate(end_ps), 0)
     begin_ps[empty] = end_ps[empty]
     return begin_ps, end_ps
+
+
+def call_of_span(program: Program, routines: npt.NDArray[np.integer[Any]], *, stream: int) -> IntArray:
+    """Returns which call each span of a stream belongs to.
+
+    Args:
+        program: what ran.
+        routines: the routine of each call of the class.
+        stream: number of the stream.
+    """
+    sizes = [sum(task.stream == stream for task in routine.tasks) for routine in program.routines]
+    return np.repeat(np.arange(len(routines)), np.array(sizes, dtype=np.int64)[routines])
 
 
 def compute_spans(timeline: Timeline, number: int) -> npt.NDArray[np.void]:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.errors import ScenarioError, SimulatorFault, Violation
 from simulator.lowering.step import LoweredStep
-from simulator.report.pipeline_actions import pipeline_classes
+from simulator.report.pipeline_actions import call_of_action, call_of_span, pipeline_classes
 from simulator.report.simulated import Simulated, class_number
 from simulator.report.trace import DEFAULT_MAX_SPANS, choose_classes, spans_per_class
 
@@ -51,16 +51,6 @@ def table_format(name: str) -> TableFormat:
     raise ScenarioError([violation])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class SpanTable:
-    """The spans of some rank classes."""
-
-    frame: pl.DataFrame
-    """One row a task that ran."""
-    left_out: tuple[str, ...]
-    """Rank classes that are not in it."""
-
-
 def classes_to_show(step: LoweredStep, named: Sequence[str] = (), *, max_spans: int = DEFAULT_MAX_SPANS) -> list[int]:
     """Returns the numbers of the classes that a table or a trace shows.
 
@@ -86,11 +76,12 @@ def classes_to_draw(step: LoweredStep, *, max_spans: int = MAX_PICTURE_SPANS) ->
     return sorted(needed[position] for position in chosen)
 
 
-def span_table(simulated: Simulated, classes: Collection[int]) -> SpanTable:
+def span_table(simulated: Simulated, classes: Collection[int]) -> pl.DataFrame:
     """Returns the spans of rank classes, by class, stream and time.
 
-    Columns: `class`, `count` (how many ranks it stands for), `pipeline_rank`, `stream`, `routine`, `stage` and
-    `microbatch` (none in the begin and the end of the step), `task`, `category`, `begin_s`, `end_s`.
+    Columns: `class`, `count` (how many ranks it stands for), `pipeline_rank`, `stream`, `routine`, `action` and
+    `microbatch` (both null in the begin and the end of the step), `task`, `category`, `begin_s`, `end_s`. An action is
+    written as `F3.1`: kind, virtual stage, microbatch; of a joined pair `F3.1&B0.2`, and the microbatch is the first's.
 
     Args:
         simulated: a simulated step, with the spans of these classes.
@@ -109,8 +100,8 @@ def span_table(simulated: Simulated, classes: Collection[int]) -> SpanTable:
     first = np.cumsum([0, *(len(routine.tasks) for routine in program.routines)])
     tasks = [task for routine in program.routines for task in routine.tasks]
     task_of_span = first[spans["routine"]] + spans["task"]
-    stages = np.array([_stages(simulated, number) for number in range(len(program.classes))], dtype=np.int64)
-    stage = stages[spans["class"], spans["routine"]]
+    actions = [_actions(simulated, number, spans) for number in np.unique(spans["class"]).tolist()]
+    action = pl.concat([pl.Series("action", [], dtype=pl.String), *actions])
     frame = pl.DataFrame(
         {
             "class": _named([each.name for each in program.classes], spans["class"]),
@@ -118,7 +109,7 @@ def span_table(simulated: Simulated, classes: Collection[int]) -> SpanTable:
             "pipeline_rank": np.array(step.pipeline_ranks, dtype=np.int64)[spans["class"]],
             "stream": _named(program.streams, spans["stream"]),
             "routine": _named([each.name for each in program.routines], spans["routine"]),
-            "stage": stage,
+            "action": action,
             "microbatch": spans["index"].astype(np.int64),
             "task": _named([each.name for each in tasks], task_of_span),
             "category": _named(
@@ -129,25 +120,25 @@ def span_table(simulated: Simulated, classes: Collection[int]) -> SpanTable:
             "end_s": spans["end_ps"] / PICOSECONDS_PER_SECOND,
         }
     )
-    of_a_stage = pl.col("stage") != _NO_STAGE
-    frame = frame.with_columns(
-        microbatch=pl.when(of_a_stage).then(pl.col("microbatch")), stage=pl.when(of_a_stage).then(pl.col("stage"))
-    )
-    left_out = [each.name for number, each in enumerate(program.classes) if number not in set(classes)]
-    return SpanTable(frame=frame, left_out=tuple(left_out))
+    return frame.with_columns(microbatch=pl.when(pl.col("action").is_not_null()).then(pl.col("microbatch")))
 
 
-_NO_STAGE = -1
+def _actions(simulated: Simulated, number: int, spans: npt.NDArray[np.void]) -> pl.Series:
+    """Returns the action that each span of a class belongs to, by stream and time; null outside of actions."""
+    import polars as pl
+
+    program, schedule, rank = simulated.step.program, simulated.schedule, simulated.step.pipeline_ranks[number]
+    routines = program.classes[number].calls[:, 0]
+    texts: list[str | None] = [None] * len(routines)
+    for call, action in zip(call_of_action(schedule, rank, len(routines)), schedule.actions(rank), strict=True):
+        before = texts[call]
+        texts[call] = str(action) if before is None else f"{before}&{action}"
+    streams = np.unique(spans["stream"][spans["class"] == number]).tolist()
+    calls = np.concatenate([call_of_span(program, routines, stream=stream) for stream in streams])
+    return pl.Series("action", texts, dtype=pl.String).gather(pl.Series(calls.astype(np.uint32)))
 
 
-def _stages(simulated: Simulated, number: int) -> list[int]:
-    """Returns the stage that each routine works on if a class runs it."""
-    stages = simulated.schedule.stages_of(simulated.step.pipeline_ranks[number])
-    chunks = [written.chunk for written in simulated.step.routines]
-    return [_NO_STAGE if chunk is None or chunk >= len(stages) else stages[chunk] for chunk in chunks]
-
-
-def _named(names: Sequence[str], numbers: np.typing.NDArray[np.int64]) -> pl.Series:
+def _named(names: Sequence[str], numbers: npt.NDArray[np.int64]) -> pl.Series:
     import polars as pl
 
     return pl.Series(names, dtype=pl.String).gather(pl.Series(numbers.astype(np.uint32)))

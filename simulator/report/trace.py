@@ -60,7 +60,7 @@ class TraceCoverage:
     total_spans: int
     """Task executions of all classes."""
     left_out: tuple[str, ...]
-    """Rank classes that are not in the file, as it would have become too large."""
+    """Rank classes that are not in the file."""
 
 
 def write_trace(trace: Trace, file: TextIO, *, max_spans: int = DEFAULT_MAX_SPANS) -> TraceCoverage:
