@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from simulator.errors import ScenarioError, Violation
-from simulator.schedule import gpipe, interleaved, one_f_one_b
+from simulator.errors import ScenarioError, SimulatorFault, Violation
+from simulator.schedule import breadth_first, dualpipe, gpipe, interleaved, one_f_one_b, zero_bubble, zero_bubble_v
 from simulator.schedule.actions import Action, ActionArray, ActionKind, PipelineSchedule
+from simulator.schedule.hand_written import read_schedule_csv, table_violations
+from simulator.schedule.profile import StageProfile
 from simulator.schedule.proof import Clock, verify, walk
 from simulator.schedule.rules import AT_LEAST_ONE, ScheduleRule
+from simulator.schedule.table import write_schedule_csv
+from simulator.schedule.timing import ScheduleTiming, time_schedule
 
 __all__ = [
     "SCHEDULES",
@@ -27,11 +31,17 @@ __all__ = [
     "PipelineSchedule",
     "ScheduleKind",
     "ScheduleRule",
+    "ScheduleTiming",
+    "StageProfile",
     "build_schedule",
+    "read_schedule_csv",
     "schedule_is_valid",
     "schedule_violations",
+    "table_violations",
+    "time_schedule",
     "verify",
     "walk",
+    "write_schedule_csv",
 ]
 
 
@@ -39,20 +49,31 @@ __all__ = [
 class ScheduleKind:
     """One built-in schedule."""
 
-    build: Callable[[int, int, int], PipelineSchedule]
-    """From (pp, vpp, microbatches) to the verified order."""
+    build: Callable[..., PipelineSchedule]
+    """From (pp, vpp, microbatches), and a profile if it needs one, to the verified order."""
     rules: tuple[ScheduleRule, ...]
     """What the layout and the batch must satisfy."""
+    needs_profile: bool = False
+    """Whether the order depends on the times and the memory of the stages."""
 
 
 SCHEDULES: dict[str, ScheduleKind] = {
     gpipe.NAME: ScheduleKind(gpipe.gpipe, gpipe.RULES),
     one_f_one_b.NAME: ScheduleKind(one_f_one_b.one_f_one_b, one_f_one_b.RULES),
     interleaved.NAME: ScheduleKind(interleaved.interleaved, interleaved.RULES),
+    breadth_first.NAME: ScheduleKind(breadth_first.looped_bfs, breadth_first.RULES),
+    zero_bubble.NAME_H1: ScheduleKind(zero_bubble.zb_h1, zero_bubble.RULES),
+    zero_bubble.NAME_H2: ScheduleKind(zero_bubble.zb_h2, zero_bubble.RULES),
+    zero_bubble_v.NAME: ScheduleKind(zero_bubble_v.zb_v, zero_bubble_v.RULES),
+    interleaved.NAME_SPLIT: ScheduleKind(interleaved.interleaved_zb, interleaved.RULES),
+    dualpipe.NAME: ScheduleKind(dualpipe.dualpipe, dualpipe.RULES),
+    dualpipe.NAME_V: ScheduleKind(dualpipe.dualpipe_v, dualpipe.RULES_V),
 }
 
 
-def build_schedule(name: str, *, pp: int, vpp: int, microbatches: int) -> PipelineSchedule:
+def build_schedule(
+    name: str, *, pp: int, vpp: int, microbatches: int, profile: StageProfile | None = None
+) -> PipelineSchedule:
     """Returns the verified order of actions on every pipeline rank.
 
     Args:
@@ -60,14 +81,20 @@ def build_schedule(name: str, *, pp: int, vpp: int, microbatches: int) -> Pipeli
         pp: Pipeline ranks.
         vpp: Virtual stages per pipeline rank.
         microbatches: Microbatches in a step, per pipeline.
+        profile: Times and memory of the stages, for schedules that need them; others do not look at it.
 
     Raises:
         ScenarioError: The name is unknown or a rule of the schedule is broken.
-        SimulatorFault: The built order is incomplete or deadlocks.
+        SimulatorFault: The built order is incomplete or deadlocks, or a profile is missing.
     """
     if violations := schedule_violations(name, pp, vpp, microbatches):
         raise ScenarioError(violations)
-    return SCHEDULES[name].build(pp, vpp, microbatches)
+    kind = SCHEDULES[name]
+    if not kind.needs_profile:
+        return kind.build(pp, vpp, microbatches)
+    if profile is None:
+        raise SimulatorFault(f"schedule {name} is built from the times of the stages, which were not given")
+    return kind.build(pp, vpp, microbatches, profile)
 
 
 def schedule_violations(name: str, pp: int, vpp: int, microbatches: int) -> tuple[Violation, ...]:

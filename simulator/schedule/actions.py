@@ -130,14 +130,31 @@ class PipelineSchedule:
         """Returns, per pipeline rank, the most activations of (virtual stage, microbatch) held at one time.
 
         A forward takes one from its start; the whole backward, or the backward of weights, gives it back at its
-        end. So the peak of an order does not depend on durations: it is the highest prefix sum of +1 and -1.
+        end. So the peak of an order does not depend on durations: it is the highest prefix sum of +1 and -1. A
+        joined pair holds both of its activations.
 
         Source: equations.md E3.11.
         """
-        change = np.zeros(len(_KINDS), dtype=np.int32)
-        change[FORWARD_CODE] = 1
-        change[[BACKWARD_CODE, BACKWARD_WEIGHT_CODE]] = -1
-        return tuple(int(np.cumsum(change[actions[:, 0]]).max(initial=0)) for actions in self.ranks)
+        return tuple(int(peak) for peak in self.in_flight_peak(0.0))
+
+    def in_flight_peak(self, freed_by_input: float) -> tuple[float, ...]:
+        """Returns the most activations held at one time if the backward of inputs frees a part of each.
+
+        Args:
+            freed_by_input: Share of an activation that the backward of inputs frees at its end, 0 to 1; the backward
+                of weights frees the rest. With 0 it is `in_flight_max`.
+
+        Returns:
+            Per pipeline rank, activations of (virtual stage, microbatch).
+
+        Source: equations.md E3.11.
+        """
+        change = np.zeros(len(_KINDS))
+        change[FORWARD_CODE] = 1.0
+        change[BACKWARD_CODE] = -1.0
+        change[BACKWARD_INPUT_CODE] = -freed_by_input
+        change[BACKWARD_WEIGHT_CODE] = freed_by_input - 1.0
+        return tuple(float(np.cumsum(_takes_first(change[order[:, 0]], order)).max(initial=0)) for order in self.ranks)
 
     def messages_sent(self) -> tuple[int, ...]:
         """Returns, per pipeline rank, the messages it sends to other ranks in a step, activations and gradients.
@@ -190,3 +207,11 @@ def _firsts(chosen: NDArray[np.bool_], stages: NDArray[np.int32]) -> NDArray[np.
     marks = np.zeros(len(stages), dtype=np.bool_)
     marks[places[first]] = True
     return marks
+
+
+def _takes_first(changes: NDArray[np.float64], order: ActionArray) -> NDArray[np.float64]:
+    """Puts what a joined pair takes at its start before what it gives back at its end."""
+    first = np.flatnonzero(order[:, 3])
+    pairs = np.sort([changes[first + 1], changes[first]], axis=0)
+    changes[first], changes[first + 1] = pairs[1], pairs[0]
+    return changes

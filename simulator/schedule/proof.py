@@ -6,10 +6,10 @@ has no cycle exactly when every node can be given a tick that is larger than the
 There are two ways to get the ticks:
 
 - the builder of a schedule gives them in closed form (`Clock`), and checking them is a few array comparisons;
-- `walk` finds them for any order: all ranks advance in lockstep, each running its next action once its inputs
-  are there. It is slower (one round a tick) and names the actions that wait for each other when it is stuck.
+- `walk` finds them for any order as the longest path with actions of one tick, and is stuck exactly when the order
+  deadlocks; it names the ranks that wait for each other.
 
-The built-in schedules carry clocks; the tests hold the two ways against each other on small sizes.
+The tests hold the two ways against each other on small sizes.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from simulator.schedule.actions import (
     ActionKind,
     PipelineSchedule,
 )
+from simulator.schedule.deadlock import circle_of_waits
+from simulator.schedule.longest_path import longest_path
 
 Ticks = NDArray[np.int32]
 Clock = Callable[[NDArray[np.int32], NDArray[np.int32]], tuple[Ticks, Ticks]]
 """From virtual stage [stages, 1] and microbatch [1, microbatches] to the ticks of forward and of whole backward."""
-
-_ABSENT = -1
 
 
 def verify(schedule: PipelineSchedule, clock: Clock | None = None) -> PipelineSchedule:
@@ -49,6 +49,7 @@ def verify(schedule: PipelineSchedule, clock: Clock | None = None) -> PipelineSc
     """
     actions = np.concatenate(schedule.ranks)
     _check_complete(schedule, actions)
+    _check_pairs(schedule)
     if clock is None:
         walk(schedule)
     else:
@@ -59,7 +60,8 @@ def verify(schedule: PipelineSchedule, clock: Clock | None = None) -> PipelineSc
 def _check_complete(schedule: PipelineSchedule, actions: ActionArray) -> None:
     """Every (stage, microbatch) has one F and either one B or one I and one W, each on the rank of the stage."""
     kind, stage, microbatch, _ = actions.T
-    in_range = (stage >= 0) & (stage < schedule.num_stages) & (microbatch >= 0) & (microbatch < schedule.microbatches)
+    num_microbatches = schedule.microbatches_per_direction
+    in_range = (stage >= 0) & (stage < schedule.num_stages) & (microbatch >= 0) & (microbatch < num_microbatches)
     if not in_range.all():
         raise SimulatorFault(
             f"{schedule.name}: {_text(actions[~in_range][0])} names no stage or microbatch of this step"
@@ -68,18 +70,38 @@ def _check_complete(schedule: PipelineSchedule, actions: ActionArray) -> None:
     rank = np.repeat(np.arange(schedule.pp, dtype=np.int32), [len(actions) for actions in schedule.ranks])
     if (misplaced := holder[stage] != rank).any():
         raise SimulatorFault(f"{schedule.name}: rank {rank[misplaced][0]} runs {_text(actions[misplaced][0])}")
-    cells = schedule.num_stages * schedule.microbatches
-    place = (kind * schedule.num_stages + stage) * schedule.microbatches + microbatch
+    cells = schedule.num_stages * num_microbatches
+    place = (kind.astype(np.int64) * schedule.num_stages + stage) * num_microbatches + microbatch
     counts = np.bincount(place, minlength=len(ActionKind) * cells).reshape(len(ActionKind), cells)
     complete = counts[FORWARD_CODE] == 1
     complete &= counts[BACKWARD_CODE] + counts[BACKWARD_INPUT_CODE] == 1
     complete &= counts[BACKWARD_INPUT_CODE] == counts[BACKWARD_WEIGHT_CODE]
     if not complete.all():
-        stage_, microbatch_ = divmod(int(np.argmin(complete)), schedule.microbatches)
+        stage_, microbatch_ = divmod(int(np.argmin(complete)), num_microbatches)
         raise SimulatorFault(
             f"{schedule.name}: stage {stage_}, microbatch {microbatch_} does not have exactly one forward and one "
             "backward (whole, or of inputs and of weights)"
         )
+
+
+def _check_pairs(schedule: PipelineSchedule) -> None:
+    """Every joined pair is a forward and a whole backward, next to each other on a rank."""
+    for rank, order in enumerate(schedule.ranks):
+        first = np.flatnonzero(order[:, 3])
+        if not first.size:
+            continue
+        if first[-1] == len(order) - 1:
+            raise SimulatorFault(
+                f"{schedule.name}: rank {rank} joins its last action, {_text(order[-1])}, with nothing"
+            )
+        kinds = np.sort([order[first, 0], order[first + 1, 0]], axis=0)
+        fits = (kinds[0] == FORWARD_CODE) & (kinds[1] == BACKWARD_CODE) & (order[first + 1, 3] == 0)
+        if not fits.all():
+            row = first[np.argmin(fits)]
+            raise SimulatorFault(
+                f"{schedule.name}: rank {rank} joins {_text(order[row])} with {_text(order[row + 1])}; a pair is one "
+                "forward and one whole backward"
+            )
 
 
 def _check_clock(schedule: PipelineSchedule, actions: ActionArray, clock: Clock) -> None:
@@ -103,50 +125,16 @@ def _check_clock(schedule: PipelineSchedule, actions: ActionArray, clock: Clock)
 def walk(schedule: PipelineSchedule) -> tuple[Ticks, ...]:
     """Returns, per rank, the round in which each of its actions runs when all ranks advance in lockstep.
 
-    In a round every rank runs its next action if the actions that it needs ran in earlier rounds. A forward needs
-    the forward of the stage before; a backward (whole, or of inputs) the backward of the stage after and its own
-    forward; a backward of weights its own backward of inputs.
+    In a round every rank runs its next action, or joined pair, if the actions that it needs ran in earlier rounds.
 
     Raises:
-        SimulatorFault: No rank can go on; the message lists the action at which each one waits.
+        SimulatorFault: The order deadlocks; the message lists ranks that wait for each other in a circle.
     """
-    done = np.full((len(ActionKind), schedule.num_stages + 1, schedule.microbatches), _ABSENT, dtype=np.int32)
-    done[BACKWARD_CODE, -1] = done[BACKWARD_INPUT_CODE, -1] = 0  # the stage after the last one is the loss
-    lengths = np.array([len(actions) for actions in schedule.ranks])
-    table = np.zeros((schedule.pp, int(lengths.max(initial=0)), 4), dtype=np.int32)
-    for rank, actions in enumerate(schedule.ranks):
-        table[rank, : len(actions)] = actions
-    rounds = np.zeros(table.shape[:2], dtype=np.int32)
-    position = np.zeros(schedule.pp, dtype=np.int64)
-    tick = 0
-    while (running := np.flatnonzero(position < lengths)).size:
-        tick += 1
-        kind, stage, microbatch, _ = table[running, position[running]].T
-        ready = _is_ready(done, kind, stage, microbatch)
-        if not ready.any():
-            waits = ", ".join(f"rank {rank} at {_text(table[rank, position[rank]])}" for rank in running[:8])
-            raise SimulatorFault(f"{schedule.name}: deadlock: {waits}")
-        runs = running[ready]
-        done[kind[ready], stage[ready], microbatch[ready]] = tick
-        rounds[runs, position[runs]] = tick
-        position[runs] += 1
-    return tuple(rounds[rank, : lengths[rank]] for rank in range(schedule.pp))
-
-
-def _is_ready(
-    done: Ticks, kind: NDArray[np.int32], stage: NDArray[np.int32], microbatch: NDArray[np.int32]
-) -> NDArray[np.bool_]:
-    """Whether the inputs of each action are there; `done[kind, stage, microbatch]` is negative until it ran."""
-    own_forward = done[FORWARD_CODE, stage, microbatch] >= 0
-    previous_forward = (stage == 0) | (done[FORWARD_CODE, stage - 1, microbatch] >= 0)
-    next_backward = (done[BACKWARD_CODE, stage + 1, microbatch] >= 0) | (
-        done[BACKWARD_INPUT_CODE, stage + 1, microbatch] >= 0
-    )
-    own_input = done[BACKWARD_INPUT_CODE, stage, microbatch] >= 0
-    ready: NDArray[np.bool_] = np.where(kind == BACKWARD_WEIGHT_CODE, own_input, previous_forward)
-    needs_gradient = (kind == BACKWARD_CODE) | (kind == BACKWARD_INPUT_CODE)
-    ready[needs_gradient] = (own_forward & next_backward)[needs_gradient]
-    return ready
+    path = longest_path(schedule, np.ones((len(ActionKind), schedule.num_stages)), joined=1.0)
+    if not path.is_complete:
+        waits = ", ".join(str(wait) for wait in circle_of_waits(schedule, path.reached))
+        raise SimulatorFault(f"{schedule.name}: deadlock: {waits}")
+    return tuple(ends.astype(np.int32) for ends in path.ends)
 
 
 def _text(action: NDArray[np.int32]) -> str:

@@ -38,15 +38,6 @@ class ScheduleRule:
         )
 
 
-def _mend_groups(pp: int, _vpp: int, microbatches: int) -> str:
-    below, above = microbatches // pp * pp, -(-microbatches // pp) * pp
-    counts = f"{above}" if below == 0 else f"{below} or {above}"
-    return (
-        f"change training.global_batch so that each replica gets {counts} microbatches "
-        "(global_batch = microbatches * micro_batch * dp), or set schedule to 1f1b and layout.vpp to 1"
-    )
-
-
 AT_LEAST_ONE = (
     ScheduleRule(
         path="layout.pp",
@@ -76,7 +67,7 @@ ONE_STAGE_A_RANK = ScheduleRule(
     path="layout.vpp",
     broken=lambda _pp, vpp, _m: vpp > 1,
     problem=lambda name, _pp, vpp, _m: f"{vpp} model chunks per pipeline rank, but schedule {name} runs one",
-    why="gpipe and 1f1b have one stage per pipeline rank; several chunks per rank need an interleaved order",
+    why="this order has one stage per pipeline rank; several chunks per rank need an interleaved order",
     mend=lambda pp, _vpp, _m: (
         "set schedule to interleaved-1f1b, or layout.vpp to 1" if pp > 1 else "set layout.vpp to 1"
     ),
@@ -98,11 +89,43 @@ SEVERAL_STAGES_A_RANK = ScheduleRule(
     mend=lambda _pp, _vpp, _m: "set layout.vpp to 2 or more, or schedule to 1f1b",
 )
 
-MICROBATCHES_FILL_GROUPS = ScheduleRule(
-    path="training.global_batch",
-    broken=lambda pp, _vpp, m: m % np.maximum(pp, 1) != 0,
-    problem=lambda _name, pp, _vpp, m: f"gives {m} microbatches a replica, which is not a multiple of layout.pp, {pp}",
-    why="interleaved-1f1b sends microbatches through the chunks in groups of layout.pp (Megatron-LM demands it); with "
-    "a part of a group left over the bubble grows and some orders deadlock",
-    mend=_mend_groups,
+TWO_STAGES_A_RANK = ScheduleRule(
+    path="layout.vpp",
+    broken=lambda _pp, vpp, _m: vpp != 2,
+    problem=lambda name, _pp, vpp, _m: f"{_chunks(vpp)} per pipeline rank, but schedule {name} runs two",
+    why="stages are placed in a V: each rank holds one on the way down and one on the way up",
+    mend=lambda _pp, _vpp, _m: "set layout.vpp to 2, or schedule to one for other counts",
 )
+
+EVEN_RANKS = ScheduleRule(
+    path="layout.pp",
+    broken=lambda pp, _vpp, _m: pp % 2 == 1,
+    problem=lambda name, pp, _vpp, _m: f"{pp} is odd, but schedule {name} needs an even number of pipeline ranks",
+    why="microbatches enter at both ends and meet between the two middle ranks",
+    mend=lambda pp, _vpp, _m: f"set layout.pp to {pp + 1}, or schedule to dualpipe-v with layout.vpp 2",
+)
+
+EVEN_MICROBATCHES = ScheduleRule(
+    path="training.global_batch",
+    broken=lambda _pp, _vpp, m: m % 2 == 1,
+    problem=lambda name, _pp, _vpp, m: f"gives {m} microbatches a replica, but schedule {name} needs an even number",
+    why="half of the microbatches enters at each end of the pipeline",
+    mend=lambda _pp, _vpp, m: f"change training.global_batch so that each replica gets {m + 1} microbatches",
+)
+
+TWICE_THE_RANKS = ScheduleRule(
+    path="training.global_batch",
+    broken=lambda pp, _vpp, m: m < 2 * pp,
+    problem=lambda name, pp, _vpp, m: (
+        f"gives {m} microbatches a replica, but schedule {name} needs at least {2 * pp}, twice layout.pp"
+    ),
+    why="with fewer the pipeline never fills, and the order of the steady state does not exist",
+    mend=lambda pp, _vpp, _m: (
+        f"raise training.global_batch so that each replica gets {2 * pp} microbatches or more, lower layout.pp, "
+        "or set schedule to 1f1b or zb-h1 with layout.vpp 1"
+    ),
+)
+
+
+def _chunks(vpp: int) -> str:
+    return f"{vpp} model chunk" + ("s" if vpp != 1 else "")

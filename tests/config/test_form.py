@@ -7,6 +7,7 @@ import pytest
 from simulator.config.form import check_form
 from simulator.config.scalars import typed
 from simulator.model.spec import ModelSpec
+from simulator.schedule import SCHEDULES
 from tests.config.files import MODEL, SCENARIO, changed, line_of, read, refused
 
 
@@ -192,7 +193,7 @@ def test_figures_take_a_value_or_a_mapping(tmp_path: Path) -> None:
 
 def test_unknown_choice_names_the_nearest_and_the_list(tmp_path: Path) -> None:
     assert refused(tmp_path, SCENARIO + "schedule: 1f1\n") == (
-        f"x.yaml:{SCENARIO.count(chr(10)) + 1}:11: schedule: '1f1' is not one of gpipe, 1f1b, interleaved-1f1b\n"
+        f"x.yaml:{SCENARIO.count(chr(10)) + 1}:11: schedule: '1f1' is not one of {', '.join(SCHEDULES)}\n"
         "  why:  schedule is: Pipeline schedule; default: 1f1b, with vpp above 1 interleaved-1f1b\n"
         "  mend: did you mean 1f1b?"
     )

@@ -28,10 +28,18 @@ BROKEN = [
         "layout.vpp",
         "1 model chunk per pipeline rank, but schedule interleaved-1f1b interleaves several",
     ),
+    (("zb-v", 4, 1, 8), "layout.vpp", "1 model chunk per pipeline rank, but schedule zb-v runs two"),
+    (("dualpipe-v", 4, 3, 8), "layout.vpp", "3 model chunks per pipeline rank, but schedule dualpipe-v runs two"),
+    (("dualpipe", 3, 1, 8), "layout.pp", "3 is odd, but schedule dualpipe needs an even number of pipeline ranks"),
     (
-        ("interleaved-1f1b", 4, 2, 10),
+        ("dualpipe", 4, 1, 9),
         "training.global_batch",
-        "gives 10 microbatches a replica, which is not a multiple of layout.pp, 4",
+        "gives 9 microbatches a replica, but schedule dualpipe needs an even number",
+    ),
+    (
+        ("dualpipe-v", 4, 2, 7),
+        "training.global_batch",
+        "gives 7 microbatches a replica, but schedule dualpipe-v needs at least 8, twice layout.pp",
     ),
     (("1f1b", 0, 1, 8), "layout.pp", "0 is not a number of pipeline stages"),
     (("1f1b", 4, 0, 8), "layout.vpp", "0 is not a number of model chunks"),
@@ -50,20 +58,24 @@ def test_a_broken_rule_names_its_key(case: tuple[str, int, int, int], path: str,
         build_schedule(name, pp=pp, vpp=vpp, microbatches=microbatches)
 
 
-@pytest.mark.parametrize("case", [("gpipe", 4, 1, 3), ("1f1b", 1, 1, 1), ("interleaved-1f1b", 4, 2, 8)])
+@pytest.mark.parametrize(
+    "case",
+    [("gpipe", 4, 1, 3), ("1f1b", 1, 1, 1), ("interleaved-1f1b", 4, 2, 10), ("dualpipe", 4, 1, 8), ("zb-v", 4, 2, 1)],
+)
 def test_a_valid_layout_breaks_no_rule(case: tuple[str, int, int, int]) -> None:
     assert schedule_violations(*case) == ()
 
 
 def test_an_unknown_name_gets_the_nearest_valid_one() -> None:
-    (violation,) = schedule_violations("interleved", 4, 2, 8)
-    assert violation.problem == "unknown schedule 'interleved'"
+    (violation,) = schedule_violations("interleved-1f1b", 4, 2, 8)
+    assert violation.problem == "unknown schedule 'interleved-1f1b'"
     assert violation.mend == "did you mean interleaved-1f1b?"
 
 
 def test_mends_name_values_that_work() -> None:
-    (violation,) = schedule_violations("interleaved-1f1b", 4, 2, 10)
-    assert "8 or 12 microbatches" in violation.mend
+    (violation,) = schedule_violations("dualpipe-v", 4, 2, 7)
+    assert "8 microbatches or more" in violation.mend
+    assert schedule_violations("dualpipe-v", 4, 2, 8) == ()
     (violation,) = schedule_violations("1f1b", 4, 2, 8)
     assert violation.mend == "set schedule to interleaved-1f1b, or layout.vpp to 1"
 
@@ -105,9 +117,12 @@ def test_an_order_with_split_backwards_is_accepted() -> None:
         (("F0.0 B0.0", "F1.0 I1.0"), "stage 1, microbatch 0 does not have exactly one"),
         (("F0.0 B0.0", "F1.0 B0.0"), "rank 1 runs B0.0"),
         (("F0.0 B0.0", "F1.0 B2.0"), "B2.0 names no stage"),
-        (("B0.0 F0.0", "F1.0 B1.0"), "deadlock: rank 0 at B0.0, rank 1 at F1.0"),
-        (("F0.0 B0.0 F0.1 B0.1", "F1.0 F1.1 B1.0 B1.1"), "deadlock: rank 0 at B0.0, rank 1 at F1.1"),
-        (("F0.0 W0.0 I0.0", "F1.0 B1.0"), "deadlock: rank 0 at W0.0"),
+        (("B0.0 F0.0", "F1.0 B1.0"), "deadlock: rank 0 at B0.0 waits for F0.0 later in its own order$"),
+        (
+            ("F0.0 B0.0 F0.1 B0.1", "F1.0 F1.1 B1.0 B1.1"),
+            "deadlock: rank 0 at B0.0 waits for B1.0 of rank 1, rank 1 at F1.1 waits for F0.1 of rank 0$",
+        ),
+        (("F0.0 W0.0 I0.0", "F1.0 B1.0"), "deadlock: rank 0 at W0.0 waits for I0.0 later in its own order"),
     ],
 )
 def test_a_wrong_order_is_a_fault(orders: tuple[str, ...], message: str) -> None:
