@@ -270,24 +270,28 @@ def _time_unit(actions: PipelineActions, end: float) -> tuple[float, str]:
 
 
 def _draw_legend(figure: Figure, actions: PipelineActions) -> None:
+    from matplotlib.legend_handler import HandlerTuple
     from matplotlib.patches import Patch
 
-    entries = []
+    def patch(colour: Colour, edge: str = "black") -> Patch:
+        return Patch(facecolor=_rgb(colour), edgecolor=edge, linewidth=_EDGE_POINTS)
+
+    entries: list[tuple[tuple[Patch, ...], str]] = []
     for kind in style.kinds_of(actions):
-        name = style.NAMES[KINDS[kind]]
-        for chunk in sorted({0, actions.num_chunks - 1}):
-            suffix = "" if actions.num_chunks == 1 else f" (chunk {chunk})"
-            colour = _rgb(style.colour_of(kind, chunk, actions.num_chunks))
-            entries.append(Patch(facecolor=colour, edgecolor="black", linewidth=_EDGE_POINTS, label=name + suffix))
+        shades = [style.colour_of(kind, chunk, actions.num_chunks) for chunk in sorted({0, actions.num_chunks - 1})]
+        entries.append((tuple(map(patch, shades)), style.NAMES[KINDS[kind]]))
     if any(rank.update for rank in actions.ranks):
-        label, colour = style.UPDATE_NAME, _rgb(style.UPDATE)
-        entries.append(Patch(facecolor=colour, edgecolor="black", linewidth=_EDGE_POINTS, label=label))
-    entries.append(Patch(facecolor=_rgb(style.IDLE), edgecolor="grey", linewidth=_EDGE_POINTS, label=style.IDLE_NAME))
+        entries.append(((patch(style.UPDATE),), style.UPDATE_NAME))
+    entries.append(((patch(style.IDLE, "grey"),), style.IDLE_NAME))
+    if actions.num_chunks > 1:
+        entries.append(((), "stages of a rank: dark to light"))
     left, _, top, _ = _MARGINS_INCHES
     width, height = figure.get_size_inches()
     figure.text(left / width, 1 - 0.06 / height, style.title_of(actions), fontsize=8, verticalalignment="top")
     figure.legend(
-        handles=entries,
+        handles=[handles or (Patch(alpha=0.0),) for handles, _ in entries],
+        labels=[label for _, label in entries],
+        handler_map={tuple: HandlerTuple(ndivide=None, pad=0.0)},
         loc="lower left",
         bbox_to_anchor=(left / width, 1 - (top - 0.02) / height),
         ncols=len(entries),
@@ -295,7 +299,7 @@ def _draw_legend(figure: Figure, actions: PipelineActions) -> None:
         frameon=False,
         borderpad=0,
         borderaxespad=0,
-        handlelength=1.2,
+        handlelength=1.6,
         handleheight=0.9,
         handletextpad=0.4,
         columnspacing=1.0,

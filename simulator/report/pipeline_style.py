@@ -17,16 +17,16 @@ Colour = tuple[int, int, int]
 
 DARK: dict[ActionKind, Colour] = {
     ActionKind.FORWARD: (46, 94, 170),
-    ActionKind.BACKWARD: (35, 132, 90),
-    ActionKind.BACKWARD_INPUT: (22, 140, 148),
-    ActionKind.BACKWARD_WEIGHT: (104, 137, 27),
+    ActionKind.BACKWARD: (30, 122, 62),
+    ActionKind.BACKWARD_INPUT: (14, 128, 130),
+    ActionKind.BACKWARD_WEIGHT: (122, 118, 14),
 }
 """Colour of a rank's first stage."""
 LIGHT: dict[ActionKind, Colour] = {
-    ActionKind.FORWARD: (178, 208, 245),
-    ActionKind.BACKWARD: (172, 224, 193),
-    ActionKind.BACKWARD_INPUT: (168, 227, 226),
-    ActionKind.BACKWARD_WEIGHT: (216, 230, 150),
+    ActionKind.FORWARD: (166, 198, 244),
+    ActionKind.BACKWARD: (160, 214, 168),
+    ActionKind.BACKWARD_INPUT: (160, 230, 220),
+    ActionKind.BACKWARD_WEIGHT: (232, 230, 140),
 }
 """Colour of its last one, and of the only one: the lighter ones print better."""
 UPDATE: Colour = (150, 112, 178)
