@@ -40,8 +40,8 @@ NAMES: dict[ActionKind, str] = {
     ActionKind.BACKWARD_WEIGHT: "backward, weights",
 }
 UPDATE_NAME, IDLE_NAME = "optimizer", "idle"
-_LIGHT_ENOUGH = 140.0
-"""Luminance, 0 to 255, from which on black letters read better than white ones. Chosen by eye."""
+_LIGHT_ENOUGH = 0.179
+"""Relative luminance at which black and white have the same contrast: the root of 1.05 * 0.05, less 0.05."""
 
 
 def colour_of(kind: int, chunk: int, num_chunks: int) -> Colour:
@@ -57,10 +57,16 @@ def _mix(one: Colour, other: Colour, share: float) -> Colour:
 
 
 def ink_on(colour: Colour) -> Colour:
-    """Returns black or white, whichever reads better on a colour."""
-    red, green, blue = colour
-    luminance = 0.299 * red + 0.587 * green + 0.114 * blue  # of ITU-R BT.601
-    return BLACK if luminance >= _LIGHT_ENOUGH else WHITE
+    """Returns black or white, whichever has more contrast on a colour.
+
+    Source: relative luminance of sRGB, WCAG 2.1.
+    """
+    red, green, blue = (_linear(part / 255) for part in colour)
+    return BLACK if 0.2126 * red + 0.7152 * green + 0.0722 * blue >= _LIGHT_ENOUGH else WHITE
+
+
+def _linear(part: float) -> float:
+    return part / 12.92 if part <= 0.03928 else float(((part + 0.055) / 1.055) ** 2.4)
 
 
 def title_of(actions: PipelineActions) -> str:

@@ -148,10 +148,10 @@ def test_numbers_are_readable_on_every_colour() -> None:
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
     for kind in range(4):
-        for chunk in (0, 3):
+        for chunk in range(4):
             colour = style.colour_of(kind, chunk, 4)
             dark, light = sorted(brightness(each) for each in (colour, style.ink_on(colour)))
-            assert (light + 0.05) / (dark + 0.05) >= 4.0, (kind, chunk)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (kind, chunk)
 
 
 def test_the_ending_chooses_the_format() -> None:
