@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import simulator
 from simulator.errors import ScenarioError, Violation
+from simulator.exits import DOES_NOT_FIT, exits, stop, tell
 from simulator.options import (
+    ActionsOption,
     CsvOption,
     ExplainOption,
     FitOption,
@@ -23,7 +25,9 @@ from simulator.options import (
     KindArgument,
     Listed,
     MemoryClassOption,
+    MicrobatchesOption,
     PictureOption,
+    PpOption,
     QuietOption,
     ScenarioArgument,
     Schema,
@@ -31,7 +35,9 @@ from simulator.options import (
     SnapshotOption,
     TimelineClassOption,
     TimelineOption,
+    TimesOption,
     TraceOption,
+    VppOption,
     WindowOption,
     overrides_of,
 )
@@ -40,11 +46,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from simulator.simulate import Outcome
-
-BAD_INPUT, DOES_NOT_FIT, FAULT, INTERRUPTED = 2, 3, 1, 130
-"""Exit statuses besides 0."""
-MAX_PRINTED_PROBLEMS = 200
-_NEW_ISSUE = "please report it with the scenario and this message"
 
 app = typer.Typer(
     name="shardsim",
@@ -63,7 +64,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without the letter shows ?
-    with _exits():
+    with exits():
         app(prog_name="shardsim")
 
 
@@ -100,7 +101,7 @@ def run(
     require_fit: FitOption = False,
 ) -> None:
     """Simulate one scenario and print its report."""
-    with _exits():
+    with exits():
         outputs = {"--json": json, "--csv": csv, "--trace": trace, "--timeline": timeline, "--picture": picture}
         outputs |= {"--memory-snapshot": memory_snapshot}
         files = _checked_files(outputs, [scenario])
@@ -140,8 +141,8 @@ def run(
             print_report(report, _console())
         if require_fit and not report.memory.fits:
             if quiet or "-" in files:
-                _tell(f"{resolved.name} does not fit: {report.memory.shortfall_bytes} bytes short")
-            _stop(DOES_NOT_FIT)
+                tell(f"{resolved.name} does not fit: {report.memory.shortfall_bytes} bytes short")
+            stop(DOES_NOT_FIT)
 
 
 @app.command()
@@ -158,7 +159,7 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Simulate several scenarios, or the variants of one, and print them side by side, best first."""
-    with _exits():
+    with exits():
         outputs = {"--json": json, "--csv": csv, "--trace": trace}
         files = _checked_files(outputs, scenarios)
         from simulator.compare import ranked, read_all
@@ -194,7 +195,7 @@ def list_builtin(
     ] = None,
 ) -> None:
     """List what is built in."""
-    with _exits():
+    with exits():
         from simulator.config.listing import listing
 
         for each in [_kind(kind)] if kind is not None else list(Listed):
@@ -208,19 +209,63 @@ def list_builtin(
 
 @app.command()
 def show(
-    kind: KindArgument, name: Annotated[str, typer.Argument(metavar="NAME", help="As `shardsim list` names it.")]
+    kind: KindArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `shardsim list` names it.")],
+    pp: PpOption = None,
+    vpp: VppOption = None,
+    microbatches: MicrobatchesOption = None,
+    times: TimesOption = None,
+    picture: PictureOption = None,
+    csv: ActionsOption = None,
 ) -> None:
-    """Print a built-in model, cluster, schedule or scenario in full, with its sources."""
-    with _exits():
+    """Print a built-in model, cluster, schedule or scenario in full, with its sources.
+
+    The options are those of a schedule: it is drawn, and its table of actions can be written.
+    """
+    with exits():
         from simulator.config.listing import full_text
 
-        typer.echo(full_text(_kind(kind).value, name), nl=False)
+        text = full_text(_kind(kind).value, name)
+        options = {"--pp": pp, "--vpp": vpp, "--microbatches": microbatches, "--times": times}
+        options |= {"--picture": picture, "--csv": csv}
+        if _kind(kind) is Listed.SCHEDULES:
+            _show_schedule(name, pp=pp, vpp=vpp, microbatches=microbatches, times=times, picture=picture, csv=csv)
+            return
+        for option, value in options.items():
+            if value is not None:
+                why = "only a schedule is drawn"
+                raise ScenarioError([_violation(option, f"says nothing of {_kind(kind)}", why, "leave it out")])
+        typer.echo(text, nl=False)
+
+
+def _show_schedule(
+    name: str,
+    *,
+    pp: int | None,
+    vpp: int | None,
+    microbatches: int | None,
+    times: str | None,
+    picture: str | None,
+    csv: str | None,
+) -> None:
+    files = _checked_files({"--picture": picture, "--csv": csv}, [])
+    _check_endings(None, picture)
+    from simulator.outputs import write_picture_file
+    from simulator.report.schedule_card import parse_times, print_card, schedule_card
+    from simulator.schedule.table import write_schedule_csv
+
+    card = schedule_card(name, pp=pp, vpp=vpp, microbatches=microbatches, times=parse_times(times))
+    if picture is not None:
+        write_picture_file(picture, card.actions)
+    _write_text("--csv", csv, write_schedule_csv(card.schedule))
+    if "-" not in files:
+        print_card(card, _console())
 
 
 @app.command()
 def schema(kind: Annotated[Schema, typer.Argument(help="The kind of file.")] = Schema.SCENARIO) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
-    with _exits():
+    with exits():
         from simulator.config.schema import SchemaKind, json_schema
 
         typer.echo(_json_text(json_schema(SchemaKind(kind.value))), nl=False)
@@ -234,7 +279,7 @@ def import_config(
     ] = "-",
 ) -> None:
     """Turn a Hugging Face config.json into a model file. A scenario can also name the config.json itself."""
-    with _exits():
+    with exits():
         _checked_files({"--output": output}, [file])
         from pathlib import Path
 
@@ -293,7 +338,7 @@ def _write_others(
     if picture is not None and outcome.pipeline is not None:
         missing = write_picture_file(picture, outcome.pipeline, window)
         if missing:
-            _tell(f"the picture leaves out {missing} pipeline ranks, as all together ran too many tasks to be kept")
+            tell(f"the picture leaves out {missing} pipeline ranks, as all together ran too many tasks to be kept")
     if snapshot is not None and outcome.snapshot is not None:
         write_snapshot_file(snapshot, outcome.snapshot)
 
@@ -301,7 +346,7 @@ def _write_others(
 def _tell_left_out(what: str, count: int) -> None:
     if count:
         classes = f"{count} rank class{'es' if count > 1 else ''}"
-        _tell(f"the {what} leaves out {classes} to stay within a size that viewers open; --timeline-class chooses")
+        tell(f"the {what} leaves out {classes} to stay within a size that viewers open; --timeline-class chooses")
 
 
 def _require_use(option: str, value: object, users: dict[str, str | None]) -> None:
@@ -340,50 +385,3 @@ def _console() -> Console:
 
 def _violation(path: str, problem: str, why: str, mend: str) -> Violation:
     return Violation(path=path, problem=problem, why=why, mend=mend)
-
-
-@contextlib.contextmanager
-def _exits() -> Iterator[None]:
-    """Turns what ends a command early into its exit status and message."""
-    try:
-        yield
-        sys.stdout.flush()
-    except ScenarioError as error:
-        shown = error.problems[:MAX_PRINTED_PROBLEMS]
-        more = len(error.problems) - len(shown)
-        print(ScenarioError(shown), file=sys.stderr)
-        if more:
-            print(f"… and {more} more problems", file=sys.stderr)
-        _stop(BAD_INPUT)
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        _stop(INTERRUPTED)
-    except BrokenPipeError:  # the reader has gone (`| head`)
-        _abandon_output()
-        _stop(0)
-    except OSError as error:
-        _abandon_output()
-        _tell(f"cannot read or write: {error}")
-        _stop(BAD_INPUT)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("typer", "click"):  # usage errors and exits belong to typer
-            raise
-        if os.environ.get("SHARDSIM_TRACEBACK") == "1":
-            raise
-        _tell(f"fault of the program: {type(error).__name__}: {str(error)[:500]}")
-        print(f"  {_NEW_ISSUE}; SHARDSIM_TRACEBACK=1 shows where it happened", file=sys.stderr)
-        _stop(FAULT)
-
-
-def _abandon_output() -> None:
-    """Points standard output elsewhere, as Python flushes it once more at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _tell(message: str) -> None:
-    print(f"shardsim: {message}", file=sys.stderr)
-
-
-def _stop(status: int) -> NoReturn:
-    raise SystemExit(status)

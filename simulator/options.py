@@ -57,6 +57,25 @@ ExplainOption = Annotated[
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print no report.")]
 FitOption = Annotated[bool, typer.Option("--require-fit", help="Exit with status 3 if the job does not fit.")]
 
+PpOption = Annotated[int | None, typer.Option("--pp", metavar="N", help="Pipeline ranks; default 4.")]
+VppOption = Annotated[
+    int | None,
+    typer.Option("--vpp", metavar="N", help="Stages of a rank; default: the fewest that the schedule takes."),
+]
+MicrobatchesOption = Annotated[
+    int | None, typer.Option("--microbatches", metavar="N", help="Microbatches of the step; default 8.")
+]
+TimesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--times", metavar="F,I,W", help="Times of forward, backward of inputs and of weights; default 1,1,1."
+    ),
+]
+ActionsOption = Annotated[
+    str | None,
+    typer.Option("--csv", metavar="FILE", help="Write its actions as torch.distributed.pipelining does; - is stdout."),
+]
+
 
 class Listed(StrEnum):
     """Kinds of built-in things; singular names are accepted too."""
