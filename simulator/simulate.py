@@ -32,7 +32,7 @@ from simulator.report.spans import classes_to_draw, classes_to_show, span_table
 from simulator.report.summary import summarise
 from simulator.report.trace import Trace
 from simulator.report.trace_pipeline import traced_pipeline
-from simulator.schedule import build_schedule
+from simulator.schedule import SCHEDULES, build_schedule
 
 if TYPE_CHECKING:
     import polars as pl
@@ -110,7 +110,7 @@ def run_steps(
     )
     cluster = build_cluster(scenario.cluster)
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
-    stages = split_into_stages(model, layout, degrees)
+    stages = split_into_stages(model, layout, degrees, ends_meet=SCHEDULES[scenario.schedule].ends_meet)
     costs = price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions)
     schedule = build_schedule(
         scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
