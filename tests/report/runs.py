@@ -18,17 +18,23 @@ from tests.system.jobs import profile, tiny_model
 
 @cache
 def simulated(
-    pp: int = 4, vpp: int = 1, microbatches: int = 8, *, dp: int = 1, fold: bool = True, sends_beside: bool = True
+    pp: int = 4,
+    vpp: int = 1,
+    microbatches: int = 8,
+    *,
+    schedule: str = "",
+    dp: int = 1,
+    fold: bool = True,
+    sends_beside: bool = True,
 ) -> Simulated:
     """A tiny decoder on a few devices, with the spans of every class."""
-    devices = pp * dp
     scenario = Scenario(
         name="tiny",
         model=tiny_model(layers=2 * pp * vpp),
         cluster=profile("h100-superpod"),
-        devices=devices,
+        devices=pp * dp,
         layout=Layout(pp=pp, vpp=vpp, dp=dp),
-        schedule="1f1b" if vpp == 1 else "interleaved-1f1b",
+        schedule=schedule,
         training=Training(
             sequence_length=256, global_batch=microbatches * dp, micro_batch=1, overlap=Overlap(pp=sends_beside)
         ),

@@ -1,5 +1,3 @@
-from itertools import pairwise
-
 import numpy as np
 import pytest
 
@@ -17,12 +15,23 @@ from simulator.report.simulated import Simulated
 from simulator.schedule import ActionKind
 from tests.report.runs import paired_schedule, simulated, unit_actions
 
-FORWARD, BACKWARD = ActionKind.FORWARD.code, ActionKind.BACKWARD.code
+FORWARD, BACKWARD, INPUT, WEIGHT = ActionKind
 
 
-@pytest.fixture(params=[(4, 1, 8), (2, 2, 4), (1, 1, 3)], ids=["1f1b", "interleaved", "alone"])
+SHAPES = [
+    (4, 1, 8, ""),
+    (2, 2, 4, ""),
+    (1, 1, 3, ""),
+    (4, 1, 8, "zb-h1"),
+    (4, 1, 8, "dualpipe"),
+    (2, 2, 4, "dualpipe-v"),
+]
+
+
+@pytest.fixture(params=SHAPES, ids=str)
 def step(request: pytest.FixtureRequest) -> Simulated:
-    return simulated(*request.param)
+    pp, vpp, microbatches, schedule = request.param
+    return simulated(pp, vpp, microbatches, schedule=schedule)
 
 
 def test_every_action_of_the_schedule_has_its_time_and_they_follow_one_another(step: Simulated) -> None:
@@ -31,25 +40,28 @@ def test_every_action_of_the_schedule_has_its_time_and_they_follow_one_another(s
     for rank in actions.ranks:
         assert (np.stack([rank.kind, rank.stage], axis=1) == step.schedule.ranks[rank.rank][:, :2]).all()
         assert (rank.end > rank.begin).all()
-        assert all(end <= begin for end, begin in pairwise(np.stack([rank.begin, rank.end], axis=1).ravel()[1:-1]))
+        second = np.append(False, rank.joined[:-1])
+        assert (rank.begin[second] == rank.begin[rank.joined]).all()
+        assert (rank.end[second] == rank.end[rank.joined]).all()
+        assert (rank.end[~second][:-1] <= rank.begin[~second][1:]).all()
 
 
 def test_an_action_begins_after_the_one_whose_message_it_needs(step: Simulated) -> None:
-    actions = actions_of_step(step)
-    times = {
-        (kind, stage, microbatch): (begin, end)
-        for rank in actions.ranks
-        for kind, stage, microbatch, begin, end in zip(
-            *(column.tolist() for column in (rank.kind, rank.stage, rank.microbatch, rank.begin, rank.end)), strict=True
-        )
-    }
-    last = step.schedule.num_stages - 1
+    schedule, times = step.schedule, {}
+    for rank in actions_of_step(step).ranks:
+        for action, begin, end in zip(schedule.actions(rank.rank), rank.begin, rank.end, strict=True):
+            times[action.kind, action.stage, action.microbatch] = (begin, end)
+    seen = 0
     for (kind, stage, microbatch), (begin, _) in times.items():
-        if kind == FORWARD and stage:
-            assert begin >= times[FORWARD, stage - 1, microbatch][1]
-        if kind == BACKWARD:
-            needed = (BACKWARD, stage + 1, microbatch) if stage < last else (FORWARD, stage, microbatch)
-            assert begin >= times[needed][1]
+        before = schedule.previous(stage) if kind is FORWARD else schedule.next(stage)
+        needed = {FORWARD: [FORWARD], BACKWARD: [BACKWARD, INPUT], INPUT: [BACKWARD, INPUT], WEIGHT: []}[kind]
+        for other in needed:
+            if before is not None and (other, before, microbatch) in times:
+                assert begin >= times[other, before, microbatch][1]
+                seen += 1
+        if kind is WEIGHT:
+            assert begin >= times[INPUT, stage, microbatch][1]
+    assert seen == 2 * schedule.microbatches * (schedule.chain - 1)
 
 
 def test_compute_time_of_a_rank_lies_in_its_actions_and_its_update(step: Simulated) -> None:
@@ -58,7 +70,8 @@ def test_compute_time_of_a_rank_lies_in_its_actions_and_its_update(step: Simulat
     for number, rank in enumerate(actions.ranks):
         compute_s = step.timeline.time_ps[number, categories.index("compute")] / PICOSECONDS_PER_SECOND
         update_s = step.timeline.time_ps[number, categories.index("optimizer")] / PICOSECONDS_PER_SECOND
-        assert compute_s <= (rank.end - rank.begin).sum() + 1e-12
+        second = np.append(False, rank.joined[:-1])
+        assert compute_s <= (rank.end - rank.begin)[~second].sum() + 1e-12
         assert rank.update is not None
         assert rank.update[1] - rank.update[0] == pytest.approx(update_s, rel=1e-9)
         assert rank.end.max() <= rank.update[0] < rank.update[1] <= actions.end

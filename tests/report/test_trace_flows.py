@@ -13,7 +13,6 @@ import pytest
 from simulator.report.simulated import Simulated
 from simulator.report.trace import Trace, write_trace
 from simulator.report.trace_pipeline import traced_pipeline
-from simulator.schedule import ActionKind
 from tests.report.runs import simulated
 
 MICROSECOND_PS = 1_000_000
@@ -26,7 +25,10 @@ KEYS = {
     "f": {"name", "cat", "ph", "bp", "id", "pid", "tid", "ts"},
 }
 """What the format asks for, by phase; M may have a tid, X of an action a cname."""
-SHAPES = [(4, 1, 8, True), (2, 2, 4, True), (4, 1, 8, False), (1, 1, 2, True)]
+SHAPES = [
+    *((4, 1, 8, "", True), (2, 2, 4, "", True), (4, 1, 8, "", False), (1, 1, 2, "", True)),
+    *((4, 1, 8, "zb-h1", True), (4, 1, 8, "dualpipe", True)),
+]
 
 
 def trace_of(step: Simulated, classes: tuple[int, ...] | None = None) -> Trace:
@@ -51,8 +53,8 @@ def events(text: str) -> list[Event]:
 
 @pytest.fixture(params=SHAPES, ids=str)
 def step(request: pytest.FixtureRequest) -> Simulated:
-    pp, vpp, microbatches, beside = request.param
-    return simulated(pp, vpp, microbatches, sends_beside=beside)
+    pp, vpp, microbatches, schedule, beside = request.param
+    return simulated(pp, vpp, microbatches, schedule=schedule, sends_beside=beside)
 
 
 def test_every_event_has_the_keys_of_its_phase(step: Simulated) -> None:
@@ -159,11 +161,23 @@ def test_actions_are_a_track_of_their_own_above_the_streams(step: Simulated) -> 
     assert set(order) == {-1}
     for rank in range(step.schedule.pp):
         mine = [event for event in found if event["ph"] == "X" and (event["pid"], event["tid"]) == (rank + 1, track)]
-        words = {ActionKind.FORWARD: "forward", ActionKind.BACKWARD: "backward"}
-        assert [event["name"] for event in mine] == [
-            f"{words[action.kind]} {action.microbatch}" for action in step.schedule.actions(rank)
-        ]
-        assert [event["args"]["stage"] for event in mine] == [str(each.stage) for each in step.schedule.actions(rank)]
+        names = [event["name"] for event in mine]
+        assert names == expected_names(step, rank)
+
+
+def expected_names(step: Simulated, rank: int) -> list[str]:
+    words = {"F": "forward", "B": "backward", "I": "backward of inputs", "W": "backward of weights"}
+    schedule, names, joined = step.schedule, [], False
+    for action in schedule.actions(rank):
+        # The second direction counts on from the first.
+        microbatch = action.microbatch + action.stage // schedule.chain * schedule.microbatches_per_direction
+        name = f"{words[action.kind]} {microbatch}"
+        if joined:
+            names[-1] += f" + {name}"
+        else:
+            names.append(name)
+        joined = action.joined
+    return names
 
 
 def test_the_same_input_gives_the_same_bytes() -> None:
