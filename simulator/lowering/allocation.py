@@ -27,6 +27,7 @@ from simulator.lowering.builder import WrittenRoutine
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import LayerKind
 from simulator.schedule import ActionArray, PipelineSchedule
+from simulator.schedule.actions import FORWARD_CODE
 
 IntArray = npt.NDArray[np.int64]
 STREAMS = {ALL_GATHER_BUFFER: 1, SHARDED_GRADIENTS: 2}
@@ -100,7 +101,7 @@ def allocation_trace(
 
 
 def _microbatches(calls: npt.NDArray[np.int32], actions: ActionArray) -> IntArray:
-    """Returns the microbatch of each call of a rank: of its action, and of the one that is joined with it.
+    """Returns the microbatch of each call of a rank: of its action, or of the forward and the backward of a pair.
 
     Args:
         calls: begin of the step, one call for each action or joined pair, end of the step.
@@ -110,8 +111,9 @@ def _microbatches(calls: npt.NDArray[np.int32], actions: ActionArray) -> IntArra
         Shape [calls, 2]; the same number twice where nothing is joined.
     """
     pairs = np.flatnonzero(actions[:, 3])
+    forwards = pairs + (actions[pairs, 0] != FORWARD_CODE)
     both = np.stack([actions[:, 2], actions[:, 2]], axis=1)
-    both[pairs, 1] = actions[pairs + 1, 2]
+    both[pairs] = np.stack([actions[forwards, 2], actions[2 * pairs + 1 - forwards, 2]], axis=1)
     both = np.delete(both, pairs + 1, axis=0)
     if len(calls) != len(both) + 2:
         raise SimulatorFault(f"{len(calls)} calls of a rank that runs {len(both)} actions and joined pairs")
@@ -151,7 +153,7 @@ class _Slots:
         return self._numbers[key]
 
     def template(self, routine: WrittenRoutine) -> tuple[IntArray, IntArray, IntArray]:
-        """Returns the events of a routine: slots, directions, and whether they are of the second of two actions."""
+        """Returns the events of a routine: slots, directions, and whether they are of the backward of a pair."""
         found = list(self._events(routine))
         numbers, signs, seconds = np.array(found, dtype=np.int64).reshape(-1, 3).T
         return numbers, signs, seconds

@@ -118,10 +118,11 @@ def _orders(schedule: PipelineSchedule) -> tuple[_Order, ...]:
         for place, mark in enumerate(fields(Turn)):
             turns |= getattr(marks, mark.name).astype(np.int64) << place
         passes = (codes * len(own) + np.searchsorted(np.array(own), of_action)) * TURNS + turns
-        # A pair is one kind: that of its second action comes with the first.
+        # A pair is one kind: its backward comes with its forward, whose code is the smaller one.
         pairs = np.flatnonzero(joined)
         kinds = passes * _base(len(own))
-        kinds[pairs] += passes[pairs + 1] + 1
+        both = np.sort([passes[pairs], passes[pairs + 1]], axis=0)
+        kinds[pairs] = both[0] * _base(len(own)) + both[1] + 1
         used, kinds, counts = np.unique(np.delete(kinds, pairs + 1), return_inverse=True, return_counts=True)
         found.append(
             _Order(
