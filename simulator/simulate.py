@@ -27,7 +27,7 @@ from simulator.report.simulated import Simulated
 from simulator.report.snapshot import Recording
 from simulator.report.summary import summarise
 from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
-from simulator.schedule import build_schedule
+from simulator.schedule import SCHEDULES, build_schedule
 
 __all__ = [
     "Outcome",
@@ -86,7 +86,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     )
     cluster = build_cluster(scenario.cluster)
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
-    stages = split_into_stages(model, layout, degrees)
+    stages = split_into_stages(model, layout, degrees, ends_meet=SCHEDULES[scenario.schedule].ends_meet)
     costs = price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions)
     schedule = build_schedule(
         scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)

@@ -30,6 +30,8 @@ class EdgeWriter:
     """What the passes of every stage share."""
     assumptions: Assumptions
     """Constants."""
+    ends: tuple[int, int]
+    """Pipeline ranks of the first and the last stage of the model; of two directions those of the first."""
 
     @property
     def data(self) -> DataLowering:
@@ -103,14 +105,12 @@ class EdgeWriter:
 
     def _reduce_tied_table(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
         """Sums the gradients of a shared table over first and last stage (E4.14)."""
-        transfers = self.data.transfers
-        pp = transfers.mesh.degrees.pp
-        is_first, is_last = chunks[0].cost.stage.index == 0, chunks[-1].cost.stage.tied_copy is not None
+        first, last = self.ends
         count = int(chunks[0].cost.share.tied_parameters)
-        if pp > 1 and count and (is_first or is_last):
-            degrees = transfers.mesh.degrees
-            share = shard(count, degrees.shard_group, degrees.zero >= 2)
-            exchange = transfers.between("embedding", self.passes.training.types.reduce.bytes * int(share), 0, pp - 1)
+        if first != last and count and chunks[0].rank in self.ends:
+            degrees = self.data.transfers.mesh.degrees
+            size = self.passes.training.types.reduce.bytes * int(shard(count, degrees.shard_group, degrees.zero >= 2))
+            exchange = self.data.transfers.between("embedding", size, first, last)
             build.blocking(exchange, party=Pair.TIED_TABLE, category=Category.OTHER)
 
     def _reduce_mirrored(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:

@@ -23,7 +23,7 @@ from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.stages import Stage, split_into_stages
-from simulator.schedule import PipelineSchedule, build_schedule
+from simulator.schedule import SCHEDULES, PipelineSchedule, build_schedule
 from simulator.schedule.interleaved import round_size
 
 ROUNDS = {
@@ -76,7 +76,7 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
     degrees = resolve_degrees(layout, devices=scenario.devices)
     cut = Layout(pp=layout.pp, vpp=layout.vpp, stages=layout.stages)
     model = _model(scenario.model, training.sequence_length, assumptions.kernels, training.adapters)
-    stages = _stages(model, cut)
+    stages = _stages(model, cut, ends_meet=SCHEDULES[scenario.schedule].ends_meet)
     rules = memory_rules(model, layout, degrees, training, assumptions, vendor=scenario.cluster.accelerator.vendor)
     shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
     microbatches = enough_microbatches(scenario.schedule, layout.pp, num_microbatches(training, degrees))
@@ -112,9 +112,9 @@ def _model(spec: ModelSpec, sequence_length: int, kernels: Kernels, adapters: Ad
 
 
 @lru_cache(maxsize=256)
-def _stages(model: Model, cut: Layout) -> tuple[Stage, ...]:
+def _stages(model: Model, cut: Layout, *, ends_meet: bool) -> tuple[Stage, ...]:
     """Returns the stages of a model, which depend on no more of a layout than `cut` has."""
-    return split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp))
+    return split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp), ends_meet=ends_meet)
 
 
 @lru_cache(maxsize=256)

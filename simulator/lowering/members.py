@@ -59,6 +59,9 @@ class Membership:
                 # Activations come in at the boundary before the stage and go out after it, gradients the other way.
                 before = party.incoming == (party.message is Message.ACTIVATION)
                 boundary = stage - 1 if before else stage
+                other = schedule.previous(stage) if before else schedule.next(stage)
+                if other is None or schedule.stage_to_rank[other] == self.pipeline_ranks[number]:
+                    return f"no {party.message} of {party} of {self.names[number]}", 1
                 return f"{party.message} of boundary {boundary} / {self._others(number)}", 2
 
     def _others(self, number: int) -> int:

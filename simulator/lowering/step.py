@@ -126,7 +126,13 @@ def lower_step(
         members=members,
         registry=registry,
         writer=RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions),
-        edges=EdgeWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions),
+        edges=EdgeWriter(
+            registry=registry,
+            meets=members.meets,
+            passes=passes,
+            assumptions=assumptions,
+            ends=(schedule.stage_to_rank[0], schedule.stage_to_rank[schedule.chain - 1]),
+        ),
     )
     calls = [lowering.calls(rank) for rank in range(schedule.pp)]
     program = lowering.program(calls)
