@@ -5,17 +5,21 @@ Step 1, `read_scenario`, stands in `simulator.config.scenario`, so that a notebo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
+
+import numpy as np
 
 from simulator.cluster import build_cluster
 from simulator.config.scenario import Scenario, problems_of
 from simulator.cost.pricing import price_stages
 from simulator.cost.validity import broken_rules
 from simulator.engine import run
-from simulator.errors import ScenarioError
+from simulator.errors import ScenarioError, SimulatorFault
 from simulator.lowering.evaluation import MemoryEvaluation, evaluate
+from simulator.lowering.paces import pacer_of
 from simulator.lowering.step import lower_step
+from simulator.lowering.variation import alike_members, drawn_members, resolve_variation, single_varied_members
 from simulator.model.decoder import build_model
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
@@ -25,7 +29,8 @@ from simulator.report.recording import record_class
 from simulator.report.result import Lever, Report
 from simulator.report.simulated import Simulated
 from simulator.report.snapshot import Recording
-from simulator.report.summary import summarise
+from simulator.report.spread import Draws
+from simulator.report.summary import slowest_class, summarise
 from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
 from simulator.schedule import SCHEDULES, build_schedule
 
@@ -91,7 +96,12 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     schedule = build_schedule(
         scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
     )
-    step = lower_step(costs, schedule, mesh=mesh, layout=layout, training=training, assumptions=assumptions, fold=fold)
+    variation = resolve_variation(scenario.variability, mesh=mesh, training=training, seed=scenario.seed)
+    members = alike_members(variation, schedule) if fold else single_varied_members(variation)
+    step = lower_step(
+        costs, schedule, mesh=mesh, layout=layout, training=training, assumptions=assumptions, members=members
+    )
+    step = pacer_of(step, members, variation, schedule).paced()
     traced = choose_classes(spans_per_class(step.program), max_spans=DEFAULT_MAX_SPANS) if record_spans else False
     timeline = run(step.program, record_spans=traced)
     return Simulated(
@@ -100,6 +110,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
         mesh=mesh,
         costs=costs,
         schedule=schedule,
+        variation=variation,
         step=step,
         timeline=timeline,
         wall_s=perf_counter() - started,
@@ -127,7 +138,7 @@ def simulate_in_full(scenario: Scenario, wanted: Wanted) -> Outcome:
         ScenarioError: the scenario breaks a rule, or there is no such rank class.
     """
     _require_valid(scenario)
-    simulated = run_steps(scenario, record_spans=wanted.trace)
+    simulated = _with_comparisons(run_steps(scenario, record_spans=wanted.trace))
     recording = record_class(simulated, wanted.memory_class) if wanted.snapshot else None
     levers = _levers if wanted.explain else _levers_if_needed if wanted.levers else None
     return Outcome(
@@ -147,6 +158,43 @@ def evaluate_memory(scenario: Scenario) -> MemoryEvaluation:
     """
     _require_valid(scenario)
     return evaluate(scenario)
+
+
+def _with_comparisons(simulated: Simulated) -> Simulated:
+    """Returns the simulation with what else `variability` asks for: steps with jitter, the step without slow ranks."""
+    scenario = simulated.scenario
+    variability = scenario.variability
+    if variability.drawn_steps:
+        simulated = replace(simulated, draws=draw_steps(simulated))
+    if variability.marks_ranks:
+        without = run_steps(replace(scenario, variability=variability.without_marks()))
+        simulated = replace(simulated, without_slow_ranks_ps=without.timeline.makespan_ps)
+    return simulated
+
+
+def draw_steps(simulated: Simulated) -> Draws:
+    """Returns the times of steps with jitter; the step is lowered once, and each gets paces of its own."""
+    scenario, variation, schedule = simulated.scenario, simulated.variation, simulated.schedule
+    jitter = scenario.variability.jitter
+    if jitter is None:
+        raise SimulatorFault("steps are drawn without jitter")
+    members = drawn_members(variation, jitter.fold)
+    step = lower_step(
+        simulated.costs,
+        schedule,
+        mesh=simulated.mesh,
+        layout=scenario.layout,
+        training=scenario.training,
+        assumptions=scenario.assumptions,
+        members=members,
+    )
+    pacer = pacer_of(step, members, variation, schedule, jitter=jitter, seed=scenario.seed)
+    makespans, slowest = [], []
+    for number in range(scenario.variability.drawn_steps):
+        timeline = run(pacer.paced(number).program)
+        makespans.append(timeline.makespan_ps)
+        slowest.append(members.names[slowest_class(timeline)])
+    return Draws(makespans_ps=np.array(makespans, dtype=np.int64), slowest=tuple(slowest))
 
 
 def _trace(simulated: Simulated) -> Trace:

@@ -14,6 +14,7 @@ from simulator.config.huggingface.reading import is_config, read_config
 from simulator.config.library import FILE_ENDINGS, Kind, builtin_path, looks_like_path, shown_path, suggestion
 from simulator.config.overrides import Override, apply_override, command_line_overrides, variant_overrides
 from simulator.config.scenario_form import Origin, Scenario, ScenarioForm
+from simulator.config.token_table import with_token_table
 from simulator.config.tree import Entry, Node, Place, entries_of
 from simulator.config.wording import shortened
 from simulator.cost.validity import broken_rules
@@ -139,6 +140,8 @@ class _Source:
             if change.path[0] not in unresolved:
                 root, found = apply_override(root, change)
                 problems += found
+        root, found = with_token_table(root, self.path.parent)
+        problems += found
         filled, found = check_form(root, ScenarioForm, unresolved=frozenset(unresolved))
         problems += found
         if filled is None or problems:

@@ -27,7 +27,7 @@ from simulator.lowering.chunks import Chunk, ChunkPass
 from simulator.lowering.data import DataLowering
 from simulator.lowering.edges import EdgeWriter
 from simulator.lowering.layers import LayerLowering
-from simulator.lowering.members import Membership, folded_members, single_members
+from simulator.lowering.members import Membership, folded_members
 from simulator.lowering.offload import HostLowering
 from simulator.lowering.order import Pass, rank_order
 from simulator.lowering.passes import PassLowering
@@ -50,6 +50,8 @@ class LoweredStep:
     """What the engine runs."""
     pipeline_ranks: tuple[int, ...]
     """Pipeline rank of each class of the program."""
+    first_ranks: tuple[int, ...]
+    """The lowest rank of each class."""
     routines: tuple[WrittenRoutine, ...]
     """The routines of the program, with what they put on the network and do to memory."""
     resident: tuple[tuple[Held, ...], ...]
@@ -69,7 +71,7 @@ def lower_step(
     layout: Layout,
     training: Training,
     assumptions: Assumptions,
-    fold: bool = True,
+    members: Membership | None = None,
 ) -> LoweredStep:
     """Returns the program of one step.
 
@@ -80,13 +82,12 @@ def lower_step(
         layout: how attention is split over context ranks.
         training: the recipe.
         assumptions: constants.
-        fold: simulate the ranks of a pipeline rank as one class; false: every rank alone, which must give the same
-            result and exists to test that.
+        members: rank classes; default: the ranks of a pipeline rank are one.
 
     Raises:
         ScenarioError: the step is longer than the engine can count.
     """
-    members = folded_members(mesh) if fold else single_members(mesh)
+    members = folded_members(mesh) if members is None else members
     registry = Registry()
     registry.streams.number(COMPUTE_STREAM)
     transfers = Transfers(mesh)
@@ -133,16 +134,17 @@ def lower_step(
     )
     calls = [lowering.calls(rank) for rank in range(schedule.pp)]
     program = lowering.program(calls)
-    _require_countable(program)
+    require_countable(program)
     return LoweredStep(
         program=program,
         pipeline_ranks=members.pipeline_ranks,
+        first_ranks=members.first_ranks,
         routines=tuple(lowering.routines),
         resident=tuple(lowering.resident(rank) for rank in range(schedule.pp)),
     )
 
 
-def _require_countable(program: Program) -> None:
+def require_countable(program: Program) -> None:
     """Refuses a step whose times do not fit the engine's picoseconds in 64 bits."""
     if longest_ps(program) > LONGEST_STEP_PS:
         violation = Violation(
@@ -246,7 +248,7 @@ class _StepLowering:
                 bound.append(names.number(name))
                 if bound[-1] == len(communicators):
                     communicators.append(Communicator(name=name, participants=participants))
-            ports = self._resources(members.names[number])
+            ports = self._resources(number)
             classes.append(
                 RankClass(
                     name=members.names[number],
@@ -270,9 +272,9 @@ class _StepLowering:
             communicators=tuple(communicators),
         )
 
-    def _resources(self, class_name: str) -> list[Resource]:
+    def _resources(self, number: int) -> list[Resource]:
         """The ports of one class, two directions each: slot 2·port + direction; then what it uses of its host."""
-        tiers = self.mesh.cluster.tiers
+        tiers, class_name = self.mesh.cluster.tiers, self.members.names[number]
         host = [
             Resource(name=f"{class_name} / {resource}", bytes_per_s=rate)
             for resource, rate in self.costs.host_bytes_per_s.items()
@@ -281,7 +283,7 @@ class _StepLowering:
             Resource(
                 name=f"{class_name} / {tiers[port.tier].name}"
                 f"{f' axis {port.dim}' if tiers[port.tier].dims else ''} {way}",
-                bytes_per_s=port.bytes_per_s,
+                bytes_per_s=port.bytes_per_s * self.members.bandwidth_share(number, port.tier),
             )
             for port in self.costs.ports
             for way in ("out", "in")

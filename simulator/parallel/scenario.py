@@ -11,6 +11,7 @@ from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.training import Training
+from simulator.parallel.variability import Variability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,8 @@ class Scenario:
     """Pipeline schedule; empty becomes `1f1b`, or `interleaved-1f1b` with several virtual stages a rank."""
     assumptions: Assumptions = field(default_factory=Assumptions)
     """Constants of the model."""
+    variability: Variability = field(default_factory=Variability)
+    """How ranks and microbatches differ from each other."""
     seed: int = 0
     """Seed of everything random."""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -61,5 +64,6 @@ class Scenario:
             "schedule": self.schedule,
             "training": self.training.model_dump(mode="json"),
             "assumptions": self.assumptions.model_dump(mode="json"),
+            "variability": self.variability.model_dump(mode="json", exclude_none=True),
             "seed": self.seed,
         }

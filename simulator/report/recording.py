@@ -48,8 +48,9 @@ def _class_number(simulated: Simulated, wanted: str | None) -> int:
     names = [rank_class.name for rank_class in simulated.step.program.classes]
     if wanted is None:
         return simulated.fullest_class
-    if wanted in names:
-        return names.index(wanted)
+    for known in (names, [f"pipeline rank {rank}" for rank in simulated.step.pipeline_ranks]):
+        if wanted in known:
+            return known.index(wanted)
     if wanted.isdecimal() and int(wanted) < len(names):
         return int(wanted)
     shown = ", ".join(names[:MAX_LISTED]) + (", …" if len(names) > MAX_LISTED else "")

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from simulator.cost.pricing import StageCosts
 from simulator.engine import Timeline
 from simulator.lowering.step import LoweredStep
+from simulator.lowering.variation import Variation
 from simulator.model.layers import Model
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.scenario import Scenario
+from simulator.report.spread import Draws
 from simulator.schedule import PipelineSchedule
 
 
@@ -27,12 +29,26 @@ class Simulated:
     """Prices of its stages."""
     schedule: PipelineSchedule
     """Order of actions."""
+    variation: Variation
+    """What differs between its ranks."""
     step: LoweredStep
     """The program."""
     timeline: Timeline
     """What ran when."""
     wall_s: float
     """Wall time of the simulation."""
+    draws: Draws | None = None
+    """Steps with jitter, if any were drawn."""
+    without_slow_ranks_ps: int | None = None
+    """Time of the step without stragglers and slow links, if there are any."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step."""
+        tokens = self.variation.tokens
+        if tokens is not None:
+            return int(tokens.sum())
+        return self.scenario.training.sequence_length * self.scenario.training.global_batch
 
     @property
     def fullest_class(self) -> int:
