@@ -59,7 +59,7 @@ class At:
     is_split: bool = False
     """Whether it is part of a split backward, in which gradients pass from layer to layer in buffers of their own."""
     is_second: bool = False
-    """Whether it is part of the second action of a joined pair."""
+    """Whether it is part of the second pass of a joined pair, the backward."""
     parts: tuple[At, ...] = ()
     """What the swing of two layers beside each other is made of, each part with its own layer; else nothing."""
 
@@ -119,22 +119,22 @@ class PassMemory:
         )
 
 
-def paired(first: PassMemory, second: PassMemory, *, chunks: tuple[int, int]) -> PassMemory:
+def paired(forward: PassMemory, backward: PassMemory, *, chunks: tuple[int, int]) -> PassMemory:
     """Returns the two passes of a joined pair, layer beside layer; the shorter one ends earlier.
 
-    Two layers beside each other are both at their highest point at one moment: the first goes up to its own, the
-    second runs through, the first goes on. Derived: kernels of both are in flight, so that neither frees before the
-    other has allocated.
+    Two layers beside each other are both at their highest point at one moment: forward goes up to its own, backward
+    runs through, forward goes on. Derived: kernels of both are in flight, so that neither frees before the other has
+    allocated.
 
     Args:
-        first: pass of the first action.
-        second: pass of the second.
+        forward: the one pass.
+        backward: the other one, a backward.
         chunks: their stages, by number on the rank.
 
     Returns:
         By step instead of position: its layers are those of both passes in their order.
     """
-    one, other = first.of_chunk(chunks[0]), second.of_chunk(chunks[1], is_second=True)
+    one, other = forward.of_chunk(chunks[0]), backward.of_chunk(chunks[1], is_second=True)
     known: dict[tuple[Swing, Swing], tuple[Swing, ...]] = {}
     layers = {}
     for step, both in enumerate(zip_longest(one.layers.values(), other.layers.values())):

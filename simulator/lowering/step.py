@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.memory import MEMORY, Held
-from simulator.cost.pass_memory import Turn
 from simulator.cost.pricing import StageCosts
 from simulator.cost.resident import levels_of, resident
 from simulator.engine import Communicator, Program, RankClass, Resource
@@ -30,6 +29,7 @@ from simulator.lowering.edges import EdgeWriter
 from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members
 from simulator.lowering.offload import HostLowering
+from simulator.lowering.order import Pass, rank_order
 from simulator.lowering.passes import PassLowering
 from simulator.lowering.routines import RoutineWriter
 from simulator.lowering.transfers import Transfers
@@ -37,12 +37,9 @@ from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.training import Training
-from simulator.schedule import ActionKind, PipelineSchedule
+from simulator.schedule import PipelineSchedule
 
 NUM_DIRECTIONS = 2
-TURN = tuple(each.name for each in fields(Turn))
-NOT_JOINED = -1
-"""Stands for the second action of a call that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -176,39 +173,26 @@ class _StepLowering:
     def calls(self, rank: int) -> npt.NDArray[np.int32]:
         """Returns the calls of one pipeline rank: one for each action, or joined pair, between begin and end.
 
-        Stages alike in work and surroundings share routines. The index of a call is the microbatch of its (first)
-        action.
+        Stages alike in work and surroundings share routines. The index of a call is the microbatch of its action, or
+        of the forward of a joined pair.
         """
-        actions, marks = self.schedule.ranks[rank], self.schedule.firsts_and_lasts(rank)
-        chunks = self._chunks(rank)
+        order, chunks = rank_order(self.schedule, rank), self._chunks(rank)
         surroundings = tuple(self._surroundings(chunk) for chunk in chunks)
-        kinds, stages, microbatches, joined = actions.T
-        chunk_of = np.searchsorted(np.array(self.schedule.stages_of(rank)), stages)
-        flags = np.array([getattr(marks, name) for name in TURN])
-        codes = (kinds * len(chunks) + chunk_of) * 2 ** len(TURN) + 2 ** np.arange(len(TURN)) @ flags
-        begins = np.append(True, joined[:-1] == 0)
-        second = np.where(joined, np.append(codes[1:], 0), NOT_JOINED)
-        pairs, which = np.unique(np.stack([codes, second], axis=1)[begins], axis=0, return_inverse=True)
-
         numbers = []
-        for codes_of_call in pairs.tolist():
-            passes = [self._pass_of(code, chunks) for code in codes_of_call if code != NOT_JOINED]
+        for kind in order.passes():
+            passes = [self._pass_of(each, chunks) for each in kind]
             key = tuple((each.chunk.number, surroundings[each.chunk.number], each.kind, each.turn) for each in passes)
             numbers.append(self._number(key, partial(self.writer.write, passes)))
         begin = self._number(("begin", surroundings), partial(self.edges.begin, chunks))
         end = self._number(("end", surroundings), partial(self.edges.end, chunks))
-        run = np.stack([np.array(numbers)[which.reshape(-1)], microbatches[begins]], axis=1)
+        run = np.stack([np.array(numbers)[order.kinds], order.microbatches[:, 0]], axis=1)
         return np.concatenate([[[begin, 0]], run, [[end, 0]]]).astype(np.int32)
 
-    def _pass_of(self, code: int, chunks: tuple[Chunk, ...]) -> ChunkPass:
-        """Returns what the code of an action stands for, without the marks that make no difference."""
-        which, marks = divmod(code, 2 ** len(TURN))
-        kind_code, chunk = divmod(which, len(chunks))
-        kind = tuple(ActionKind)[kind_code]
-        turn = Turn(**{name: bool(marks >> bit & 1) for bit, name in enumerate(TURN)})
-        of_memory = self.costs.memory.turn(kind, turn)
-        turn = replace(of_memory, first_forward=turn.first_forward, last_gradients=turn.last_gradients)
-        return ChunkPass(chunk=chunks[chunk], kind=kind, turn=turn)
+    def _pass_of(self, wanted: Pass, chunks: tuple[Chunk, ...]) -> ChunkPass:
+        """Returns a pass of a chunk without the marks that make no difference."""
+        of_memory = self.costs.memory.turn(wanted.action, wanted.turn)
+        turn = replace(of_memory, first_forward=wanted.turn.first_forward, last_gradients=wanted.turn.last_gradients)
+        return ChunkPass(chunk=chunks[wanted.chunk], kind=wanted.action, turn=turn)
 
     def _number(self, key: object, write: Callable[[], WrittenRoutine]) -> int:
         """Returns the number of a routine, which is written when it is first asked for."""
