@@ -45,7 +45,7 @@ from simulator.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from simulator.simulate import Outcome
+    from simulator.outcome import Outcome
 
 app = typer.Typer(
     name="shardsim",
@@ -113,9 +113,9 @@ def run(
 
         resolved = read_scenario(scenario, overrides_of(changes))
         _checked_files(outputs, input_files(resolved))
+        from simulator.outcome import Wanted, simulate_in_full
         from simulator.report.tables import report_csv
         from simulator.report.terminal import print_report
-        from simulator.simulate import Wanted, simulate_in_full
 
         wanted = Wanted(
             explain=explain,
@@ -126,8 +126,8 @@ def run(
             snapshot=memory_snapshot is not None,
             memory_class=memory_class,
         )
-        with _working(f"simulating {resolved.name}"):
-            outcome = simulate_in_full(resolved, wanted)
+        with working(f"simulating {resolved.name}") as progress:
+            outcome = simulate_in_full(resolved, wanted, progress)
         report = outcome.report
         json_text = "" if json is None else _json_text(report.to_dict())
         csv_text = "" if csv is None else report_csv(report)
@@ -168,12 +168,12 @@ def compare(
         resolved = read_all(scenarios, overrides_of(changes))
         inputs = [name for scenario in resolved for name in input_files(scenario)]
         _checked_files(outputs, inputs)
+        from simulator.outcome import Wanted, simulate_in_full
         from simulator.report.comparison import comparison_table, print_comparison
         from simulator.report.tables import comparison_csv
-        from simulator.simulate import Wanted, simulate_in_full
 
-        with _working(f"simulating {len(resolved)} scenarios"):
-            results = ranked(resolved)
+        with working(f"simulating {len(resolved)} scenarios") as progress:
+            results = ranked(resolved, progress)
         reports = [report for _, report in results]
         timeline = None
         if trace is not None:
@@ -295,15 +295,6 @@ def _kind(text: str) -> Listed:
             return kind
     why = "these are the kinds of things that are built in"
     raise ScenarioError([_violation("", f"{text[:40]!r} is not a kind", why, f"write one of {', '.join(Listed)}")])
-
-
-def _working(text: str) -> contextlib.AbstractContextManager[object]:
-    """Shows on a terminal's standard error that something goes on; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    from rich.console import Console
-
-    return Console(stderr=True).status(text)
 
 
 def _checked_files(files: dict[str, str | None], inputs: Sequence[str]) -> list[str]:

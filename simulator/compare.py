@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from simulator.comparisons import Progress
 from simulator.config.scenario import Scenario, read_variants
 from simulator.errors import Problem, ScenarioError, Violation
 from simulator.report.result import Report
@@ -17,9 +18,18 @@ def compare(scenarios: Sequence[Scenario]) -> list[Report]:
     return [report for _, report in ranked(scenarios)]
 
 
-def ranked(scenarios: Sequence[Scenario]) -> list[tuple[Scenario, Report]]:
-    """Returns each scenario with its report: those that fit first, then by step time per token, then as given."""
-    results = [(scenario, simulate(scenario, with_levers=False)) for scenario in scenarios]
+def ranked(scenarios: Sequence[Scenario], progress: Progress | None = None) -> list[tuple[Scenario, Report]]:
+    """Returns each scenario with its report: those that fit first, then by step time per token, then as given.
+
+    Args:
+        scenarios: what to simulate.
+        progress: is told from time to time which share of them has run.
+    """
+    results = []
+    for number, scenario in enumerate(scenarios):
+        if progress is not None:
+            progress(number / len(scenarios))
+        results.append((scenario, simulate(scenario, with_levers=False)))
     return sorted(results, key=lambda result: _order(result[1]))
 
 

@@ -1,11 +1,11 @@
-"""How a command ends: its exit status, and what it says on standard error."""
+"""What a command says on standard error while it works, and how it ends: its exit status."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from simulator.errors import ScenarioError
@@ -47,6 +47,24 @@ def exits() -> Iterator[None]:
         tell(f"fault of the program: {type(error).__name__}: {str(error)[:500]}")
         print(f"  {_NEW_ISSUE}; SHARDSIM_TRACEBACK=1 shows where it happened", file=sys.stderr)
         stop(FAULT)
+
+
+@contextlib.contextmanager
+def working(text: str) -> Iterator[Callable[[float], None] | None]:
+    """Shows on a terminal's standard error that something goes on, and how far it is; elsewhere nothing.
+
+    Yields what is to be told the share of the work that is done; None where nobody looks.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda share: bar.update(task, total=1.0, completed=share)
 
 
 def _abandon_output() -> None:

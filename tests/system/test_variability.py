@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from simulator.comparisons import draw_steps
 from simulator.config.scenario import Scenario
 from simulator.lowering.builder import CATEGORIES, Category
 from simulator.parallel.training import Overlap
 from simulator.parallel.variability import Distribution, Fold, Jitter, SlowLink, Straggler, Tokens, Variability
-from simulator.simulate import draw_steps, run_steps, simulate
+from simulator.simulate import run_steps, simulate
 from tests.system.jobs import scenarios, tiny
 
 COMPUTE = CATEGORIES.index(Category.COMPUTE)
