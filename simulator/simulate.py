@@ -5,8 +5,10 @@ Step 1, `read_scenario`, stands in `simulator.config.scenario`, so that a notebo
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,21 +20,27 @@ from simulator.engine import run
 from simulator.errors import ScenarioError, SimulatorFault
 from simulator.lowering.evaluation import MemoryEvaluation, evaluate
 from simulator.lowering.paces import pacer_of
-from simulator.lowering.step import lower_step
+from simulator.lowering.step import LoweredStep, lower_step
 from simulator.lowering.variation import alike_members, drawn_members, resolve_variation, single_varied_members
 from simulator.model.decoder import build_model
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.mesh import build_mesh
 from simulator.parallel.stages import split_into_stages
 from simulator.report.levers import Base, tried_changes
+from simulator.report.pipeline_actions import PipelineActions, actions_of_step
 from simulator.report.recording import record_class
 from simulator.report.result import Lever, Report
 from simulator.report.simulated import Simulated
 from simulator.report.snapshot import Recording
+from simulator.report.spans import classes_to_draw, classes_to_show, span_table
 from simulator.report.spread import Draws
 from simulator.report.summary import slowest_class, summarise
-from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
+from simulator.report.trace import Trace
+from simulator.report.trace_pipeline import traced_pipeline
 from simulator.schedule import SCHEDULES, build_schedule
+
+if TYPE_CHECKING:
+    import polars as pl
 
 __all__ = [
     "Outcome",
@@ -53,7 +61,13 @@ class Wanted:
     explain: bool = False
     """Changes that lower its memory, also if it fits."""
     trace: bool = False
-    """The timeline of every task."""
+    """The timeline of every task, for Perfetto."""
+    timeline: bool = False
+    """The timeline of every task, as a table."""
+    timeline_classes: tuple[str, ...] = ()
+    """Names or numbers of the rank classes of both; none: as many as there is room for."""
+    pipeline: bool = False
+    """When the actions of the pipeline ran."""
     snapshot: bool = False
     """The allocations of one rank class."""
     memory_class: str | None = None
@@ -70,14 +84,24 @@ class Outcome:
     """For Perfetto, if wanted."""
     snapshot: Recording | None
     """For PyTorch's memory viewer, if wanted."""
+    timeline: pl.DataFrame | None
+    """Every task that ran, if wanted."""
+    pipeline: PipelineActions | None
+    """When each action of the pipeline ran, if wanted."""
 
 
-def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = True) -> Simulated:
+def run_steps(
+    scenario: Scenario,
+    *,
+    record_spans: bool | Callable[[LoweredStep], Collection[int]] = False,
+    fold: bool = True,
+) -> Simulated:
     """Returns what steps 2 to 9 make of a scenario that has passed all rules.
 
     Args:
         scenario: the scenario.
-        record_spans: keep every task's begin and end, of as many rank classes as a trace has room for.
+        record_spans: keep every task's begin and end, of as many rank classes as a trace has room for; or of those
+            that a function of the program chooses.
         fold: simulate interchangeable ranks once; false: each on its own, for small clusters.
     """
     started = perf_counter()
@@ -102,8 +126,8 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
         costs, schedule, mesh=mesh, layout=layout, training=training, assumptions=assumptions, members=members
     )
     step = pacer_of(step, members, variation, schedule).paced()
-    traced = choose_classes(spans_per_class(step.program), max_spans=DEFAULT_MAX_SPANS) if record_spans else False
-    timeline = run(step.program, record_spans=traced)
+    choose = classes_to_show if record_spans is True else record_spans
+    timeline = run(step.program, record_spans=choose(step) if choose else False)
     return Simulated(
         scenario=scenario,
         model=model,
@@ -138,14 +162,30 @@ def simulate_in_full(scenario: Scenario, wanted: Wanted) -> Outcome:
         ScenarioError: the scenario breaks a rule, or there is no such rank class.
     """
     _require_valid(scenario)
-    simulated = _with_comparisons(run_steps(scenario, record_spans=wanted.trace))
+    simulated = _with_comparisons(run_steps(scenario, record_spans=_recording(wanted)))
     recording = record_class(simulated, wanted.memory_class) if wanted.snapshot else None
     levers = _levers if wanted.explain else _levers_if_needed if wanted.levers else None
     return Outcome(
         report=summarise(simulated, levers=levers),
-        trace=_trace(simulated) if wanted.trace else None,
+        trace=_trace(simulated, wanted) if wanted.trace else None,
         snapshot=recording,
+        timeline=span_table(simulated, _shown(simulated.step, wanted)) if wanted.timeline else None,
+        pipeline=actions_of_step(simulated) if wanted.pipeline else None,
     )
+
+
+def _recording(wanted: Wanted) -> Callable[[LoweredStep], Collection[int]] | bool:
+    """Returns how to choose the rank classes whose spans are needed."""
+
+    def chosen(step: LoweredStep) -> set[int]:
+        shown = _shown(step, wanted) if wanted.trace or wanted.timeline else []
+        return {*shown, *(classes_to_draw(step) if wanted.pipeline else [])}
+
+    return chosen if wanted.trace or wanted.timeline or wanted.pipeline else False
+
+
+def _shown(step: LoweredStep, wanted: Wanted) -> list[int]:
+    return classes_to_show(step, wanted.timeline_classes)
 
 
 def evaluate_memory(scenario: Scenario) -> MemoryEvaluation:
@@ -197,11 +237,13 @@ def draw_steps(simulated: Simulated) -> Draws:
     return Draws(makespans_ps=np.array(makespans, dtype=np.int64), slowest=tuple(slowest))
 
 
-def _trace(simulated: Simulated) -> Trace:
+def _trace(simulated: Simulated, wanted: Wanted) -> Trace:
     return Trace(
         program=simulated.step.program,
         timeline=simulated.timeline,
         class_names=tuple(rank_class.name for rank_class in simulated.step.program.classes),
+        classes=tuple(_shown(simulated.step, wanted)) if wanted.timeline_classes else None,
+        pipeline=traced_pipeline(simulated.step, simulated.schedule),
     )
 
 
