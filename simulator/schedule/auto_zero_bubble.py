@@ -59,7 +59,7 @@ class Shortest(StrEnum):
 
 
 def auto_zero_bubble(
-    *, pp: int, vpp: int, microbatches: int, profile: StageProfile, shortest: Shortest = Shortest.MAKESPAN
+    pp: int, vpp: int, microbatches: int, profile: StageProfile, *, shortest: Shortest = Shortest.MAKESPAN
 ) -> PipelineSchedule:
     """Returns the shortest of many orders that never hold more than the limit.
 
@@ -93,7 +93,6 @@ def auto_zero_bubble(
         hop=float(profile.hop),
         activation=profile.activation,
         kept_for_weight=profile.activation * (1 - profile.freed_by_input),
-        reserve=_reserves(profile, stages_of),
         limit=profile.limit,
         microbatches=microbatches,
     )
@@ -170,15 +169,6 @@ def peak_activations(schedule: PipelineSchedule, profile: StageProfile) -> Amoun
     change[BACKWARD_INPUT_CODE] = -profile.activation * profile.freed_by_input
     change[BACKWARD_WEIGHT_CODE] = -profile.activation * (1 - profile.freed_by_input)
     return np.array([np.cumsum(change[actions[:, 0], actions[:, 1]]).max(initial=0.0) for actions in schedule.ranks])
-
-
-def _reserves(profile: StageProfile, stages_of: NDArray[np.int64]) -> Amounts:
-    """Returns the room that a forward of the first half of a V leaves for the second half, without which the oldest
-    microbatch could find no room there and the pipeline would stand still. Derived."""
-    reserve = np.zeros(stages_of.size)
-    if stages_of.shape[1] > 1:
-        reserve[stages_of[:, 0]] = profile.activation[stages_of[:, 1]]
-    return reserve
 
 
 def _bounds(profile: StageProfile, stages_of: NDArray[np.int64], microbatches: int) -> tuple[float, float]:

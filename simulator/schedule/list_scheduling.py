@@ -46,8 +46,6 @@ class Step(NamedTuple):
     """Memory of a microbatch from the start of its forward, [stages]."""
     kept_for_weight: Reals
     """What of it stays until the end of its backward of weights, [stages]."""
-    reserve: Reals
-    """Room that a forward must leave, so that a later stage of its rank can go on, [stages]."""
     limit: Reals
     """Room of each rank, [pp]."""
     microbatches: int
@@ -133,20 +131,26 @@ def _choose(step, habit, state, rank, now):  # type: ignore[no-untyped-def]
     backward, backward_at = _NONE, NEVER
     weight = _NONE
     lacks_room = False
+    # A stage that holds nothing needs room for its next microbatch, or the stages before it on this rank could fill the
+    # memory and wait for it for ever; one that holds something makes room in time.
+    reserved = 0.0
     for chunk in range(step.stages_of.shape[1] - 1, -1, -1):
         stage = step.stages_of[rank, chunk]
         forwards, inputs = state.done[FORWARD_CODE, stage], state.done[BACKWARD_INPUT_CODE, stage]
         in_flight = forwards - inputs
-        if in_flight > 0 and state.gradient_at[stage, inputs] < backward_at:
-            backward, backward_at = stage, state.gradient_at[stage, inputs]
+        if in_flight > 0 and max(now, state.gradient_at[stage, inputs]) < backward_at:
+            backward, backward_at = stage, max(now, state.gradient_at[stage, inputs])
         if forwards < step.microbatches and in_flight < habit.most_in_flight[stage]:
-            arrives = state.input_at[stage, forwards]
-            if held + step.activation[stage] + step.reserve[stage] > step.limit[rank] * (1 + ROUNDING):
+            arrives = max(now, state.input_at[stage, forwards])
+            if held + step.activation[stage] + reserved > step.limit[rank] * (1 + ROUNDING):
                 lacks_room = lacks_room or arrives <= now
             elif arrives < forward_at:
                 forward, forward_at = stage, arrives
-        if weight == _NONE and state.done[BACKWARD_WEIGHT_CODE, stage] < inputs:
+        weights = state.done[BACKWARD_WEIGHT_CODE, stage]
+        if weight == _NONE and weights < inputs:
             weight = stage
+        if forwards == weights:
+            reserved += step.activation[stage]
     turn = habit.input_first or state.last_kind[rank] == FORWARD_CODE
     if backward_at <= now and (turn or forward_at > now):
         return BACKWARD_INPUT_CODE, backward
