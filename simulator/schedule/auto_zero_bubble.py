@@ -10,7 +10,7 @@ With `vpp: 2` a rank holds stages r and 2p - 1 - r (the V placement), which need
 from __future__ import annotations
 
 from enum import StrEnum
-from itertools import product
+from itertools import islice, product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,9 @@ from simulator.schedule.actions import (
 from simulator.schedule.profile import Amounts, StageProfile
 from simulator.schedule.proof import verify
 from simulator.schedule.rules import ScheduleRule
+from simulator.schedule.timing import time_schedule
+from simulator.schedule.zero_bubble import zb_h1, zb_h2
+from simulator.schedule.zero_bubble_v import zb_v
 
 NAME = "zb-auto"
 
@@ -86,9 +89,10 @@ def auto_zero_bubble(
     durations[FORWARD_CODE] = profile.forward
     durations[BACKWARD_INPUT_CODE] = profile.backward_input
     durations[BACKWARD_WEIGHT_CODE] = profile.backward_weight
+    holders = _holders(stages_of)
     step = Step(
         stages_of=stages_of,
-        rank_of=_holders(stages_of),
+        rank_of=holders,
         durations=durations,
         hop=float(profile.hop),
         activation=profile.activation,
@@ -96,35 +100,53 @@ def auto_zero_bubble(
         limit=profile.limit,
         microbatches=microbatches,
     )
-    orders = np.empty((pp, 3 * vpp * microbatches, 4), dtype=np.int32)
-    best = orders.copy()
-    found, least = (np.inf, np.inf), _bounds(profile, stages_of, microbatches)
     by_span = shortest is Shortest.SPAN
-    aim = least[by_span] * (1 + ROUNDING)
-    tries = max(1, MOST_ACTIONS_PLAYED // orders[:, :, 0].size)
+    best, found = _shortest_by_hand(stages_of, microbatches, profile, by_span=by_span)
+    orders = np.empty_like(best)
+    least = _bounds(profile, stages_of, microbatches, by_span=by_span)
     ways = product(_limits_of_forwards(profile, stages_of), FORWARD_MARGINS, WEIGHT_MARGINS, (True, False))
-    for number, (most, forward_margin, weight_margin, input_first) in enumerate(ways):
+    tries = max(1, MOST_ACTIONS_PLAYED // (3 * microbatches * pp * vpp))
+    for most, forward_margin, weight_margin, input_first in islice(ways, tries):
+        # Once the first length is as short as can be, only a shorter second one is of use.
+        longest = (found[0], found[1] if found[0] <= least[0] * (1 + ROUNDING) else np.inf)
+        if (np.array(found) <= np.array(least) * (1 + ROUNDING)).all():
+            break
         habit = Habit(most, input_first, forward_margin, weight_margin)
-        longest = (np.inf, found[0]) if by_span else (found[0], np.inf)
-        makespan, span = play(step, habit, begin_step(step), *longest, orders)
-        length = (span, makespan) if by_span else (makespan, span)
-        if length < found:
+        lengths = play(step, habit, begin_step(step), *longest[:: -1 if by_span else 1], orders)
+        if (length := lengths[:: -1 if by_span else 1]) < found:
             found = length
             best, orders = orders, best
-        if (found[0] <= aim and (by_span or found[1] <= least[1] * (1 + ROUNDING))) or number + 1 >= tries:
-            break
     if not np.isfinite(found[0]):
-        raise SimulatorFault(f"{NAME}: no variant ran to its end")
+        raise SimulatorFault(f"{NAME}: no way of choosing came to the end of the step")
     best.flags.writeable = False
     schedule = PipelineSchedule(
         name=NAME,
         pp=pp,
         vpp=vpp,
         microbatches=microbatches,
-        stage_to_rank=tuple(_holders(stages_of).tolist()),
+        stage_to_rank=tuple(holders.tolist()),
         ranks=tuple(best),
     )
     return verify(schedule)
+
+
+def _shortest_by_hand(
+    stages_of: NDArray[np.int64], microbatches: int, profile: StageProfile, *, by_span: bool
+) -> tuple[NDArray[np.int32], tuple[float, float]]:
+    """Returns the shortest of the orders made by hand that keep to the limits, and its two lengths; both infinite, if
+    none does."""
+    pp, vpp = stages_of.shape
+    best, found = np.empty((pp, 3 * vpp * microbatches, 4), dtype=np.int32), (np.inf, np.inf)
+    for build in (zb_h1, zb_h2) if vpp == 1 else (zb_v,):
+        schedule = build(pp, vpp, microbatches)
+        if (peak_activations(schedule, profile) > profile.limit * (1 + ROUNDING)).any():
+            continue
+        timing = time_schedule(schedule, profile)
+        length = (timing.makespan, timing.longest_span)
+        length = length[::-1] if by_span else length
+        if length < found:
+            best, found = np.stack(schedule.ranks), length
+    return best, found
 
 
 def placement(pp: int, vpp: int) -> NDArray[np.int64]:
@@ -171,15 +193,18 @@ def peak_activations(schedule: PipelineSchedule, profile: StageProfile) -> Amoun
     return np.array([np.cumsum(change[actions[:, 0], actions[:, 1]]).max(initial=0.0) for actions in schedule.ranks])
 
 
-def _bounds(profile: StageProfile, stages_of: NDArray[np.int64], microbatches: int) -> tuple[float, float]:
-    """Returns the makespan and the longest span that no order undercuts.
+def _bounds(
+    profile: StageProfile, stages_of: NDArray[np.int64], microbatches: int, *, by_span: bool
+) -> tuple[float, float]:
+    """Returns the makespan and the longest span that no order undercuts; the span first, if asked for.
 
     A rank works for m (F + I + W), and begins when the first microbatch has come to its first stage. Derived.
     """
     work = microbatches * (profile.forward + profile.backward_input + profile.backward_weight)[stages_of].sum(axis=1)
     first = stages_of[:, 0]
     reached = np.concatenate([[0.0], np.cumsum(profile.forward[first] + profile.hop)[:-1]])
-    return float((reached + work).max()), float(work.max())
+    makespan, span = float((reached + work).max()), float(work.max())
+    return (span, makespan) if by_span else (makespan, span)
 
 
 def _limits_of_forwards(profile: StageProfile, stages_of: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:

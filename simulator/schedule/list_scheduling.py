@@ -119,20 +119,25 @@ def _longest(times):  # type: ignore[no-untyped-def]
 
 
 @_inlined
+def _held(step, state, stage):  # type: ignore[no-untyped-def]
+    """Return what a stage holds. From counts, so that rounding does not add up."""
+    forwards, inputs = state.done[FORWARD_CODE, stage], state.done[BACKWARD_INPUT_CODE, stage]
+    weights = state.done[BACKWARD_WEIGHT_CODE, stage]
+    return step.activation[stage] * (forwards - inputs) + step.kept_for_weight[stage] * (inputs - weights)
+
+
+@_inlined
 def _choose(step, habit, state, rank, now):  # type: ignore[no-untyped-def]
     """Return the kind and the stage of what a rank runs next; no kind if it waits."""
     held = 0.0
     for chunk in range(step.stages_of.shape[1]):
-        stage = step.stages_of[rank, chunk]
-        inputs = state.done[BACKWARD_INPUT_CODE, stage]
-        held += step.activation[stage] * (state.done[FORWARD_CODE, stage] - inputs)
-        held += step.kept_for_weight[stage] * (inputs - state.done[BACKWARD_WEIGHT_CODE, stage])
+        held += _held(step, state, step.stages_of[rank, chunk])
     forward, forward_at = _NONE, NEVER
     backward, backward_at = _NONE, NEVER
     weight = _NONE
     lacks_room = False
-    # A stage that holds nothing needs room for its next microbatch, or the stages before it on this rank could fill the
-    # memory and wait for it for ever; one that holds something makes room in time.
+    # Stages leave room for a microbatch of those after them on their rank, or they could fill the memory with what
+    # waits for those for ever.
     reserved = 0.0
     for chunk in range(step.stages_of.shape[1] - 1, -1, -1):
         stage = step.stages_of[rank, chunk]
@@ -146,11 +151,9 @@ def _choose(step, habit, state, rank, now):  # type: ignore[no-untyped-def]
                 lacks_room = lacks_room or arrives <= now
             elif arrives < forward_at:
                 forward, forward_at = stage, arrives
-        weights = state.done[BACKWARD_WEIGHT_CODE, stage]
-        if weight == _NONE and weights < inputs:
+        if weight == _NONE and state.done[BACKWARD_WEIGHT_CODE, stage] < inputs:
             weight = stage
-        if forwards == weights:
-            reserved += step.activation[stage]
+        reserved += max(0.0, step.activation[stage] - _held(step, state, stage))
     turn = habit.input_first or state.last_kind[rank] == FORWARD_CODE
     if backward_at <= now and (turn or forward_at > now):
         return BACKWARD_INPUT_CODE, backward
@@ -201,7 +204,7 @@ def _begin(step, state, rank, now, kind, stage):  # type: ignore[no-untyped-def]
 def play(step, habit, state, longest_makespan, longest_span, orders):  # type: ignore[no-untyped-def]
     """Play one step and write the order of every rank; return its makespan and the longest span of a rank.
 
-    Both are infinite if one would be longer than asked for: the play ends as soon as that is known.
+    Both are infinite if one would be longer than asked for, when the play ends at once; or if ranks wait for ever.
 
     Args:
         step: What is to be done.
@@ -218,7 +221,7 @@ def play(step, habit, state, longest_makespan, longest_span, orders):  # type: i
             if state.moment[other] < now:
                 rank, now = other, state.moment[other]
         if now == NEVER:
-            return makespan, span
+            break
         kind, stage = _choose(step, habit, state, rank, now)
         if kind == _NONE:
             continue
@@ -233,3 +236,7 @@ def play(step, habit, state, longest_makespan, longest_span, orders):  # type: i
         earliest = end + state.left[rank]
         if earliest > longest_makespan * (1 + ROUNDING) or earliest - state.begin[rank] > longest_span * (1 + ROUNDING):
             return NEVER, NEVER
+    for rank in range(len(state.written)):
+        if state.written[rank] < orders.shape[1]:
+            return NEVER, NEVER
+    return makespan, span

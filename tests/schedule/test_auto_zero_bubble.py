@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.errors import ScenarioError
+from simulator.errors import ScenarioError, Violation
 from simulator.schedule import PipelineSchedule, StageProfile, build_schedule, time_schedule
 from simulator.schedule.auto_zero_bubble import Shortest, auto_zero_bubble, peak_activations
 
@@ -162,11 +162,13 @@ def test_room_for_less_than_one_microbatch_is_refused() -> None:
     profile = profile_of(4, limit=0.5)
     with pytest.raises(ScenarioError) as error:
         build_schedule("zb-auto", pp=4, vpp=1, microbatches=8, profile=profile)
-    (violation,) = error.value.problems
-    assert str(violation) == (
-        "schedule: pipeline rank 0 has room for 0.5 of activations, but one microbatch needs 1\n"
-        "  why:  zb-auto keeps to its limit, and every rank holds the activations of at least one microbatch\n"
-        "  mend: raise the limit of schedule, lower training.micro_batch, or set training.recompute"
+    assert error.value.problems == (
+        Violation(
+            path="schedule",
+            problem="pipeline rank 0 has room for 0.5 of activations, but one microbatch needs 1",
+            why="zb-auto keeps to its limit, and every rank holds the activations of at least one microbatch",
+            mend="raise the limit of schedule, lower training.micro_batch, or set training.recompute",
+        ),
     )
 
 
