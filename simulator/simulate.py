@@ -15,6 +15,7 @@ from simulator.cost.validity import broken_rules
 from simulator.engine import run
 from simulator.errors import ScenarioError
 from simulator.lowering.evaluation import MemoryEvaluation, evaluate
+from simulator.lowering.stage_balance import with_stages_listed
 from simulator.lowering.step import lower_step
 from simulator.model.decoder import build_model
 from simulator.parallel.degrees import num_microbatches, resolve_degrees
@@ -76,6 +77,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
         fold: simulate interchangeable ranks once; false: each on its own, for small clusters.
     """
     started = perf_counter()
+    scenario = with_stages_listed(scenario)
     layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
     degrees = resolve_degrees(layout, devices=scenario.devices)
     model = build_model(
@@ -146,7 +148,7 @@ def evaluate_memory(scenario: Scenario) -> MemoryEvaluation:
         ScenarioError: the scenario breaks a rule.
     """
     _require_valid(scenario)
-    return evaluate(scenario)
+    return evaluate(with_stages_listed(scenario))
 
 
 def _trace(simulated: Simulated) -> Trace:
