@@ -16,9 +16,10 @@ from simulator.engine import run
 from simulator.errors import ScenarioError
 from simulator.lowering.evaluation import MemoryEvaluation, evaluate
 from simulator.lowering.stage_balance import with_stages_listed
+from simulator.lowering.stage_profile import schedule_of
 from simulator.lowering.step import lower_step
 from simulator.model.decoder import build_model
-from simulator.parallel.degrees import num_microbatches, resolve_degrees
+from simulator.parallel.degrees import resolve_degrees
 from simulator.parallel.mesh import build_mesh
 from simulator.parallel.stages import split_into_stages
 from simulator.report.levers import Base, tried_changes
@@ -28,7 +29,6 @@ from simulator.report.simulated import Simulated
 from simulator.report.snapshot import Recording
 from simulator.report.summary import summarise
 from simulator.report.trace import DEFAULT_MAX_SPANS, Trace, choose_classes, spans_per_class
-from simulator.schedule import build_schedule
 
 __all__ = [
     "Outcome",
@@ -90,9 +90,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
     stages = split_into_stages(model, layout, degrees)
     costs = price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions)
-    schedule = build_schedule(
-        scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
-    )
+    schedule = schedule_of(scenario, costs=costs, mesh=mesh)
     step = lower_step(costs, schedule, mesh=mesh, layout=layout, training=training, assumptions=assumptions, fold=fold)
     traced = choose_classes(spans_per_class(step.program), max_spans=DEFAULT_MAX_SPANS) if record_spans else False
     timeline = run(step.program, record_spans=traced)

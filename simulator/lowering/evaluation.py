@@ -14,6 +14,7 @@ from simulator.cost.pricing import memory_rules
 from simulator.cost.resident import levels_of, resident
 from simulator.cost.shares import share_stages
 from simulator.lowering.memory_walk import RankMemory, stages_of_ranks, walk_step
+from simulator.lowering.stage_profile import schedule_of
 from simulator.model.adapters import Adapters
 from simulator.model.decoder import build_model
 from simulator.model.kernels import Kernels
@@ -23,7 +24,7 @@ from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.stages import Stage, split_into_stages
-from simulator.schedule import PipelineSchedule, build_schedule
+from simulator.schedule import SCHEDULES, PipelineSchedule, build_schedule
 
 ROUNDS = {"1f1b": 1, "interleaved-1f1b": 2}
 """Microbatches for each pipeline rank after which no rank holds more of them (E3.11)."""
@@ -65,8 +66,12 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
     stages = _stages(model, cut)
     rules = memory_rules(model, layout, degrees, training, assumptions, vendor=scenario.cluster.accelerator.vendor)
     shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
-    microbatches = enough_microbatches(scenario.schedule, layout.pp, num_microbatches(training, degrees))
-    schedule = _schedule(scenario.schedule, layout.pp, layout.vpp, microbatches)
+    name = scenario.schedule_name
+    microbatches = enough_microbatches(name, layout.pp, num_microbatches(training, degrees))
+    if name in SCHEDULES and not SCHEDULES[name].needs_profile:
+        schedule = _schedule(name, layout.pp, layout.vpp, microbatches)
+    else:
+        schedule = schedule_of(scenario, microbatches=microbatches)
     known: dict[object, Levels] = {}
     initial = []
     for stages_of_rank in stages_of_ranks(schedule):

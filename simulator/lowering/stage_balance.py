@@ -7,21 +7,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from simulator.cluster import build_cluster
-from simulator.cost.pricing import StageCosts, price_stages
+from simulator.cost.pricing import StageCosts
 from simulator.lowering.evaluation import evaluate
 from simulator.lowering.pass_times import PassTimer
-from simulator.model.decoder import build_model
+from simulator.lowering.stage_profile import price_scenario, schedule_of
 from simulator.model.layers import Model
 from simulator.parallel.balance import LayerTimes, balanced_layers
-from simulator.parallel.degrees import num_microbatches, resolve_degrees
 from simulator.parallel.layout import StageBalance
-from simulator.parallel.mesh import build_mesh
 from simulator.parallel.recompute import NOTHING, recompute_choice
 from simulator.parallel.scenario import Scenario
-from simulator.parallel.stages import layers_per_stage, split_into_stages
+from simulator.parallel.stages import layers_per_stage
 from simulator.parallel.training import FullRecompute
-from simulator.schedule import build_schedule
 
 TARGETS = 4
 """Stages of ranks with low peaks that a layer of the fullest rank is moved to, one after another."""
@@ -109,9 +105,7 @@ def _peaks(scenario: Scenario, counts: tuple[int, ...]) -> tuple[int, ...]:
 
 def _holders(scenario: Scenario) -> list[tuple[int, ...]]:
     """Returns the pipeline ranks that hold each stage of the model: one, or two with two directions."""
-    layout = scenario.layout
-    microbatches = num_microbatches(scenario.training, resolve_degrees(layout, devices=scenario.devices))
-    schedule = build_schedule(scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=microbatches)
+    schedule = schedule_of(scenario)
     return [schedule.stage_to_rank[stage :: schedule.chain] for stage in range(schedule.chain)]
 
 
@@ -121,16 +115,9 @@ def _with_stages(scenario: Scenario, counts: tuple[int, ...]) -> Scenario:
 
 def _priced_evenly(scenario: Scenario) -> tuple[Model, StageCosts, PassTimer]:
     """Returns the model, and the prices of its layers in an even split."""
-    layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
-    degrees = resolve_degrees(layout, devices=scenario.devices)
-    model = build_model(
-        scenario.model,
-        sequence_length=training.sequence_length,
-        kernels=assumptions.kernels,
-        adapters=training.adapters,
+    even = replace(scenario, layout=scenario.layout.model_copy(update={"stages": StageBalance.EVEN}))
+    model, costs, mesh = price_scenario(even)
+    timer = PassTimer(
+        costs, mesh=mesh, layout=even.layout, training=scenario.training, assumptions=scenario.assumptions
     )
-    mesh = build_mesh(layout, degrees, build_cluster(scenario.cluster), has_experts=scenario.model.experts is not None)
-    even = layout.model_copy(update={"stages": StageBalance.EVEN})
-    stages = split_into_stages(model, even, degrees)
-    costs = price_stages(model, stages, mesh=mesh, layout=even, training=training, assumptions=assumptions)
-    return model, costs, PassTimer(costs, mesh=mesh, layout=even, training=training, assumptions=assumptions)
+    return model, costs, timer

@@ -30,6 +30,7 @@ from simulator.parallel.offload_rules import (
     offloaded_parameters_are_updated_on_the_host,
 )
 from simulator.parallel.scenario import Scenario
+from simulator.parallel.schedule_choice import choice_violations
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
     expert_degree_divides_experts,
@@ -59,7 +60,6 @@ from simulator.parallel.step_rules import (
     sharded_state_is_updated_in_shards,
     step_is_short_enough,
 )
-from simulator.schedule import schedule_violations
 
 RULES: tuple[Callable[[Case], Check], ...] = (
     degrees_multiply_to_devices,
@@ -166,12 +166,12 @@ def scenario_violations(scenario: Scenario) -> tuple[Violation, ...]:
         devices=scenario.devices,
         layout=layout,
         degrees=degrees,
-        schedule=scenario.schedule,
+        schedule=scenario.schedule_name,
         training=training,
     )
     found = list(_broken(case, RULES))
     microbatches = max(1, num_microbatches(training, degrees))
-    found += schedule_violations(scenario.schedule, layout.pp, layout.vpp, microbatches)
+    found += choice_violations(scenario.schedule, layout.pp, layout.vpp, microbatches)
     return tuple(found) if found else tuple(_broken(case, PLACEMENT_RULES))
 
 
