@@ -78,7 +78,9 @@ class State(NamedTuple):
     free_at: Reals
     """When each rank has finished what it runs, [pp]."""
     moment: Reals
-    """When each rank chooses next: it becomes free, or the message comes that it waits for, [pp]."""
+    """When each rank chooses next: it becomes free, or the message comes that it waits for, [leaves >= pp]."""
+    earliest: Integers
+    """Binary tree, root at 1: the rank below each node whose moment is earliest, [2 * leaves]."""
     begin: Reals
     """When each rank began its first action, [pp]."""
     idle: Reals
@@ -94,12 +96,14 @@ class State(NamedTuple):
 def begin_step(step: Step) -> State:
     """Returns the state before the first action."""
     num_stages, pp, shape = len(step.rank_of), len(step.limit), (len(step.rank_of), step.microbatches)
+    leaves = 1 << (pp - 1).bit_length()
     state = State(
         input_at=np.full(shape, NEVER),
         gradient_at=np.full(shape, NEVER),
         done=np.zeros((len(step.durations), num_stages), np.int64),
         free_at=np.zeros(pp),
-        moment=np.zeros(pp),
+        moment=np.where(np.arange(leaves) < pp, 0.0, NEVER),
+        earliest=np.zeros(2 * leaves, np.int64),
         begin=np.zeros(pp),
         idle=np.zeros(pp),
         left=step.microbatches * step.durations.sum(axis=0)[step.stages_of].sum(axis=1),
@@ -107,7 +111,21 @@ def begin_step(step: Step) -> State:
         written=np.zeros(pp, np.int64),
     )
     state.input_at[0] = 0.0
+    state.earliest[leaves:] = np.arange(leaves)
+    for node in range(leaves - 1, 0, -1):
+        state.earliest[node] = state.earliest[2 * node]
     return state
+
+
+@_inlined
+def _choose_at(state, rank, moment):  # type: ignore[no-untyped-def]
+    """Set when a rank chooses next."""
+    state.moment[rank] = moment
+    node = (rank + len(state.moment)) // 2
+    while node > 0:
+        left, right = state.earliest[2 * node], state.earliest[2 * node + 1]
+        state.earliest[node] = left if state.moment[left] <= state.moment[right] else right
+        node //= 2
 
 
 @_inlined
@@ -166,7 +184,7 @@ def _choose(step, habit, state, rank, now):  # type: ignore[no-untyped-def]
         fills = gap >= abs(habit.weight_margin) * step.durations[BACKWARD_WEIGHT_CODE, weight]
         if lacks_room or fills or (habit.weight_margin < 0.0 and state.idle[rank] + gap > _longest(state.idle)):
             return BACKWARD_WEIGHT_CODE, weight
-    state.moment[rank] = next_at
+    _choose_at(state, rank, next_at)
     return _NONE, _NONE
 
 
@@ -183,7 +201,7 @@ def _begin(step, state, rank, now, kind, stage):  # type: ignore[no-untyped-def]
     state.left[rank] -= step.durations[kind, stage]
     state.last_kind[rank] = kind
     state.free_at[rank] = end
-    state.moment[rank] = end
+    _choose_at(state, rank, end)
     target, arrives = rank, end
     if kind == FORWARD_CODE and stage + 1 < len(step.rank_of):
         target = step.rank_of[stage + 1]
@@ -195,8 +213,8 @@ def _begin(step, state, rank, now, kind, stage):  # type: ignore[no-untyped-def]
         target = step.rank_of[stage - 1]
         arrives += step.hop if target != rank else 0.0
         state.gradient_at[stage - 1, microbatch] = arrives
-    if state.free_at[target] < state.moment[target] and target != rank:
-        state.moment[target] = min(state.moment[target], arrives)
+    if target != rank and state.free_at[target] < state.moment[target] and arrives < state.moment[target]:
+        _choose_at(state, target, arrives)
     return end
 
 
@@ -216,10 +234,8 @@ def play(step, habit, state, longest_makespan, longest_span, orders):  # type: i
     """
     makespan = span = 0.0
     while True:
-        rank, now = 0, NEVER
-        for other in range(len(state.moment)):
-            if state.moment[other] < now:
-                rank, now = other, state.moment[other]
+        rank = state.earliest[1]
+        now = state.moment[rank]
         if now == NEVER:
             break
         kind, stage = _choose(step, habit, state, rank, now)
