@@ -88,7 +88,7 @@ def run_steps(scenario: Scenario, *, record_spans: bool = False, fold: bool = Tr
     )
     cluster = build_cluster(scenario.cluster)
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
-    stages = split_into_stages(model, layout, degrees)
+    stages = split_into_stages(model, layout, degrees, ends_meet=scenario.ends_meet)
     costs = price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions)
     schedule = schedule_of(scenario, costs=costs, mesh=mesh)
     step = lower_step(costs, schedule, mesh=mesh, layout=layout, training=training, assumptions=assumptions, fold=fold)

@@ -7,6 +7,11 @@ A layer's operators are walked in the order in which a framework runs them:
 - backward, in reverse: what was dropped is recomputed when it is first needed, the gradients of what an operator
   read are allocated, then the gradients of what it wrote and the tensors that it saved are freed.
 
+Backward may be split, as the zero-bubble schedules do (E3.11): the gradients of inputs first, those of matrices later,
+from the last one to the first. What a weight gradient reads stays in between: the matrix product's input, as it was
+saved, and the gradient of its output. Norms and tables have no such second half. Order and content: `WeightGradStore`
+of the Megatron-LM fork by Qi et al. 2024 (arXiv 2401.10241), `stage_backward_input` of torch.distributed.pipelining.
+
 The walk yields a tape: allocations and frees in order, without sizes. Sizes come from shapes (`simulator.cost.memory`),
 so that one tape serves any number of layouts. A layer takes over its input and hands on its output; backward it takes
 over the gradient of its output and hands on that of its input.
@@ -24,7 +29,15 @@ from simulator.cost.regions import Storage, choose_storage
 from simulator.cost.tape import Entry, LayerTapes, Measure, Splits, Tape, Use, WeightGradients
 from simulator.errors import SimulatorFault
 from simulator.model.layers import Layer, LayerKind
-from simulator.model.operators import AttentionCore, ExpertMatMul, MatMul, Operator, Streamed
+from simulator.model.operators import (
+    AttentionCore,
+    Convolution,
+    ExpertMatMul,
+    MatMul,
+    Operator,
+    Streamed,
+    has_weight_gradient,
+)
 from simulator.model.tensors import Element
 from simulator.parallel.recompute import RecomputeChoice
 
@@ -42,35 +55,60 @@ def layer_tapes(layer: Layer, choice: RecomputeChoice, splits: Splits) -> LayerT
         SimulatorFault: an operator reads what nobody writes, or a tensor is never freed.
     """
     flow = Flow(layer, splits)
-    walk = _Walk(flow, choose_storage(flow, choice))
-    forward = walk.forward()
-    backward = walk.backward()
-    entries = tuple(walk.entries)
+    storage = choose_storage(flow, choice)
+    found: list[Entry] = []
+    forward = _Walk(flow, storage, entries=found).forward()
+    whole = _Walk(flow, storage, entries=found)
+    backward = whole.backward()
+    halves = _Walk(flow, storage, entries=found, is_split=True)
+    backward_input = halves.backward()
+    backward_weight = halves.backward_weight()
+    entries = tuple(found)
     return LayerTapes(
         forward=Tape(entries=entries, events=tuple(forward)),
         backward=Tape(entries=entries, events=tuple(backward)),
-        kept=tuple(flow.tensors[name] for name in walk.storage.stored),
+        backward_input=Tape(entries=entries, events=tuple(backward_input)),
+        backward_weight=Tape(entries=entries, events=tuple(backward_weight)),
+        kept=tuple(flow.tensors[name] for name in storage.stored),
         given_gradient="" if flow.output is None else _gradient_name(flow.output),
-        handed_gradient=walk.gradients.get(flow.input, ""),
+        handed_gradient=whole.gradients.get(flow.input, ""),
+        handed_by_input=halves.gradients.get(flow.input, ""),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Later:
+    """A weight gradient that is made in the backward of weights."""
+
+    operator: Operator
+    """Whose weights."""
+    inputs: tuple[str, ...]
+    """Saved tensors that it reads."""
+    gradients: tuple[str, ...]
+    """Buffers of the gradients of what the operator made."""
 
 
 @dataclass(slots=True)
 class _Walk:
     flow: Flow
     storage: Storage
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[Entry]
+    is_split: bool = False
+    """Whether gradients of matrices are left to a backward of weights."""
     events: list[tuple[int, int]] = field(default_factory=list)
     live: dict[str, int] = field(default_factory=dict)
     """Entry of each tensor that is in memory."""
     gradients: dict[str, str] = field(default_factory=dict)
     """Buffer of each tensor's gradient."""
     holders: Counter[str] = field(default_factory=Counter)
-    """How many gradients share a buffer."""
+    """How many gradients share a buffer, those that wait for a weight gradient among them."""
+    users: Counter[str] = field(default_factory=Counter)
+    """How many operators, regions and weight gradients still need a saved tensor."""
+    later: list[_Later] = field(default_factory=list)
+    """What is left to the backward of weights, in its order."""
 
     def forward(self) -> list[tuple[int, int]]:
         """Returns the events of the forward pass."""
-        self.events = []
         layer_input = self.flow.input
         self.live[layer_input] = self._entry(layer_input, "layer before", Use.SAVED, Measure.TENSOR)
         kept = {*self.storage.stored, *(() if self.flow.output is None else (self.flow.output,))}
@@ -104,8 +142,8 @@ class _Walk:
                     self._free(name)
 
     def backward(self) -> list[tuple[int, int]]:
-        """Returns the events of the backward pass."""
-        self.events = []
+        """Returns the events of the backward pass, or of its first half."""
+        self.users = self.storage.users.copy()
         self.live = {
             name: self._entry(name, self._maker(name), Use.SAVED, Measure.TENSOR) for name in self.storage.stored
         }
@@ -113,21 +151,39 @@ class _Walk:
             self._give_gradient(self.flow.output, "layer after", allocate=False)
         for operator in reversed(self.flow.operators):
             self._step_back(operator)
-        allowed = {buffer for name, buffer in self.gradients.items() if name == self.flow.input}
-        allowed |= {name for name in self.live if name.startswith(_WEIGHTS)}
-        if left := set(self.live) - allowed:
-            raise SimulatorFault(f"never freed: {', '.join(sorted(left))}")
+        self._hand_on()
         return self.events
 
+    def backward_weight(self) -> list[tuple[int, int]]:
+        """Returns the events of the second half, after the first."""
+        self.events = []
+        while self.later:
+            left = self.later.pop(0)
+            for name in (*self._gathered_again(left.operator), *self._gradients_of_weights(left.operator)):
+                self._free(name)
+            for buffer in left.gradients:
+                self._let_go(buffer)
+            for name in left.inputs:
+                self._used(name)
+        self._hand_on()
+        return self.events
+
+    def _hand_on(self) -> None:
+        """Looks at what a pass leaves: the gradient of the layer's input, those of weights, what has to wait."""
+        handed = {buffer for name, buffer in self.gradients.items() if name == self.flow.input}
+        waiting = {name for left in self.later for name in (*left.inputs, *left.gradients)}
+        if both := handed & waiting:
+            raise SimulatorFault(f"handed on and kept for a weight gradient: {', '.join(both)}")
+        weights = {name for name in self.live if name.startswith(_WEIGHTS)}
+        if left := set(self.live) - handed - waiting - weights:
+            raise SimulatorFault(f"never freed: {', '.join(sorted(left))}")
+
     def _step_back(self, operator: Operator) -> None:
-        """The backward of one operator."""
+        """The backward of one operator, or its first half."""
         for name in self.flow.names(operator.saves):
             self._restore(name)
-        temporary: list[str] = []
-        for name in operator.gathers_again:
-            if self.flow.name(name) == name:
-                self._allocate(name, self._entry(name, operator.name, Use.PASSING, Measure.TENSOR))
-                temporary.append(name)
+        left = self._left(operator) if self.is_split and has_weight_gradient(operator) else None
+        temporary = [] if left else self._gathered_again(operator)
         for tensor in operator.backward_workspace:
             entry = Entry(
                 name=tensor.name, operator=operator.name, use=Use.PASSING, measure=Measure.TENSOR, tensor=tensor
@@ -136,14 +192,37 @@ class _Walk:
             temporary.append(tensor.name)
         temporary += self._context_buffers(operator, Measure.CONTEXT_BACKWARD)
         temporary += self._gradients_of_inputs(operator)
-        temporary += self._gradients_of_weights(operator)
+        temporary += [] if left else self._gradients_of_weights(operator)
         for name in temporary:
             self._free(name)
+        if left:
+            self.later.append(left)
+            self.holders.update(left.gradients)
         for name in self.flow.writes(operator):
             if name in self.gradients:
-                self._drop_gradient(name)
+                self._let_go(self.gradients.pop(name))
         for name in self.flow.names(operator.saves):
-            self._used(name)
+            if left is None or name not in left.inputs:
+                self._used(name)
+
+    def _left(self, operator: Operator) -> _Later:
+        """What stays of an operator for its weight gradient."""
+        made = self.flow.writes(operator)
+        saved = self.flow.names(operator.saves)
+        inputs = tuple(name for name in saved if name not in made)
+        copies = tuple(name for name in saved if self.flow.tensors[name].element is Element.QUANTISED_COPY)
+        return _Later(
+            operator=operator,
+            inputs=copies if copies and self.flow.splits.quantised else inputs + copies,
+            gradients=tuple(self.gradients[name] for name in made if name in self.gradients),
+        )
+
+    def _gathered_again(self, operator: Operator) -> list[str]:
+        """Gathers what a weight gradient reads and only a part of which was saved."""
+        names = [name for name in operator.gathers_again if self.flow.name(name) == name]
+        for name in names:
+            self._allocate(name, self._entry(name, operator.name, Use.PASSING, Measure.TENSOR))
+        return names
 
     def _gradients_of_inputs(self, operator: Operator) -> list[str]:
         """Makes the gradients of what an operator reads; returns those that are added to ones already there."""
@@ -155,7 +234,7 @@ class _Walk:
             if isinstance(operator, Streamed) and operator.passes_gradient and made and name not in self.gradients:
                 self.gradients[name] = made[0]
                 self.holders[made[0]] += 1
-            elif isinstance(operator, Streamed) and operator.in_place_gradient:
+            elif isinstance(operator, Streamed) and operator.in_place_gradient and not self._waits(name):
                 self.gradients[name] = name
                 self.holders[name] += 1
             elif name in self.gradients:
@@ -163,6 +242,10 @@ class _Walk:
                 entry = self._entry(name, operator.name, Use.PASSING, Measure.GRADIENT, shown=contribution)
                 self._allocate(contribution, entry)
                 added.append(contribution)
+                if self._waits(self.gradients[name]):
+                    # Nothing may be added to it: the sum gets a buffer of its own.
+                    self._let_go(self.gradients.pop(name))
+                    self._give_gradient(name, operator.name, allocate=True)
             else:
                 self._give_gradient(name, operator.name, allocate=True)
         return added
@@ -170,7 +253,7 @@ class _Walk:
     def _gradients_of_weights(self, operator: Operator) -> list[str]:
         """Makes the gradients of an operator's weights; returns those that are freed at once."""
         trained = tuple(weight for weight in operator.weights if weight.trained)
-        where = self.flow.splits.expert_gradients if isinstance(operator, ExpertMatMul) else self.flow.splits.gradients
+        where = self._where(operator)
         if where is WeightGradients.ACCUMULATED and isinstance(operator, MatMul | ExpertMatMul):
             trained = tuple(weight for weight in trained if not weight.is_matrix)
         if not trained:
@@ -187,6 +270,16 @@ class _Walk:
         self._allocate(name, self._number(entry))
         return [] if kept else [name]
 
+    def _where(self, operator: Operator) -> WeightGradients:
+        splits = self.flow.splits
+        if isinstance(operator, ExpertMatMul):
+            return splits.expert_gradients
+        return splits.gradients if isinstance(operator, MatMul | Convolution) else splits.other_gradients
+
+    def _waits(self, name: str) -> bool:
+        """Whether a weight gradient that is still to be made reads a tensor or the buffer of a gradient."""
+        return any(name in left.inputs or name in left.gradients for left in self.later)
+
     def _restore(self, name: str) -> None:
         """Makes a dropped tensor again, with all that its region saves."""
         if name in self.live:
@@ -194,7 +287,7 @@ class _Walk:
         region = self.storage.region_of[name]
         for source in region.external:
             self._restore(source)
-        needed = {made for made, count in self.storage.users.items() if count}
+        needed = {made for made, count in self.users.items() if count}
         given = (*region.external, *region.kept)
         self._run(region.operators, needed, given=given)
         for source in given:
@@ -202,8 +295,8 @@ class _Walk:
 
     def _used(self, name: str) -> None:
         """Counts one use of a saved tensor; the last one frees it."""
-        self.storage.users[name] -= 1
-        if self.storage.users[name] == 0 and name in self.live and name not in self.holders:
+        self.users[name] -= 1
+        if self.users[name] == 0 and name in self.live and name not in self.holders:
             self._free(name)
 
     def _context_buffers(self, operator: Operator, measure: Measure) -> list[str]:
@@ -234,8 +327,8 @@ class _Walk:
         else:
             self.live[buffer] = entry
 
-    def _drop_gradient(self, name: str) -> None:
-        buffer = self.gradients.pop(name)
+    def _let_go(self, buffer: str) -> None:
+        """One gradient less in a buffer; the last one frees it."""
         self.holders[buffer] -= 1
         if self.holders[buffer] == 0:
             self._free(buffer)

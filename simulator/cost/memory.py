@@ -91,6 +91,16 @@ class Swing:
         """Change of each category from the start to the end."""
         return self.extremes[1]
 
+    @property
+    def summit(self) -> int:
+        """How many events come before its highest point, the first of equal ones; of one layout, not of candidates."""
+        level = highest = found = 0
+        for count, (number, sign) in enumerate(self.events, start=1):
+            level += sign * int(self.held[number].bytes)
+            if level > highest:
+                highest, found = level, count
+        return found
+
 
 def taken(name: str, category: Memory, size: Int) -> Swing:
     """Returns the swing that allocates one tensor."""
@@ -114,27 +124,43 @@ def released(swing: Swing, category: Memory) -> Swing:
 def measured(
     tape: Tape, workload: Workload, degrees: Degrees, *, weight_gradient_bytes: int, kept_gradient_bytes: int
 ) -> Swing:
-    """Returns a tape with the sizes of its tensors on one rank.
+    """Returns a tape with the sizes of its tensors on one rank; see `held_tensors`."""
+    held = held_tensors(
+        tape.entries,
+        workload,
+        degrees,
+        weight_gradient_bytes=weight_gradient_bytes,
+        kept_gradient_bytes=kept_gradient_bytes,
+    )
+    return Swing(held=held, events=tape.events)
+
+
+def held_tensors(
+    entries: Iterable[Entry],
+    workload: Workload,
+    degrees: Degrees,
+    *,
+    weight_gradient_bytes: int,
+    kept_gradient_bytes: int,
+) -> tuple[Held, ...]:
+    """Returns the tensors of tapes with their sizes on one rank.
 
     Args:
-        tape: allocations and frees.
+        entries: the tensors.
         workload: the microbatch.
         degrees: the cuts.
         weight_gradient_bytes: bytes of an element of the gradient of a weight, as autograd makes it.
         kept_gradient_bytes: the same where it stays until gradients are reduced.
     """
     element_bytes = {Measure.WEIGHTS: weight_gradient_bytes, Measure.KEPT_WEIGHTS: kept_gradient_bytes}
-    return Swing(
-        held=tuple(
-            Held(
-                name=entry.name,
-                operator=entry.operator,
-                category=_category(entry),
-                bytes=_bytes(entry, workload, degrees, element_bytes),
-            )
-            for entry in tape.entries
-        ),
-        events=tape.events,
+    return tuple(
+        Held(
+            name=entry.name,
+            operator=entry.operator,
+            category=_category(entry),
+            bytes=_bytes(entry, workload, degrees, element_bytes),
+        )
+        for entry in entries
     )
 
 

@@ -7,22 +7,26 @@ takes (PyTorch's caching allocator works at the host's calls). Lowering puts the
 FSDP (zero 3), as torch's `fully_shard` runs it: before a layer's forward its parameters are gathered into a buffer and
 copied out of it, the buffer is freed when the next layer's copy is made; backward gathers the next layer beside the one
 that runs. A layer's gradients are copied into the input of a reduce-scatter, which is freed when the next one starts.
+
+Of a split backward the first half, of inputs, needs parameters and hands on gradients at the stage's edge; the second,
+of weights, needs no parameters and is followed by the reduction of gradients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-
-import numpy as np
+from itertools import pairwise
 
 from simulator.cost.buckets import gradient_buckets
-from simulator.cost.liveness import layer_tapes
-from simulator.cost.memory import Held, Memory, Swing, given_back, measured, released, taken
+from simulator.cost.layer_memory import LayerRules
+from simulator.cost.memory import Memory, Swing, given_back, taken
 from simulator.cost.pass_memory import (
     ALL_GATHER_BUFFER,
     GATHERED_PARAMETERS,
+    OF_INPUTS,
+    OF_WEIGHTS,
     REDUCE_SCATTER_INPUT,
     SHARDED_GRADIENTS,
     STAGE_INPUT,
@@ -30,101 +34,109 @@ from simulator.cost.pass_memory import (
     At,
     LayerMemory,
     PassMemory,
-    layer_tensor_bytes,
+    Turn,
 )
 from simulator.cost.shares import StageShare
-from simulator.cost.tape import LayerTapes, Splits, Tape, WeightGradients
-from simulator.model.layers import Layer, LayerKind
-from simulator.model.tensors import Tensor
-from simulator.parallel.assumptions import Assumptions, GradientReduction
-from simulator.parallel.degrees import Degrees, Int
-from simulator.parallel.layout import ContextMethod
-from simulator.parallel.recompute import recompute_choice
-from simulator.parallel.sharding import Workload, activation_bytes, tensor_bytes, workload_of_layer
-from simulator.parallel.training import Training
-
-Change = Callable[[str, Memory, Int], Swing]
-"""Takes or gives back one tensor."""
+from simulator.model.layers import LayerKind
+from simulator.parallel.degrees import Int
+from simulator.parallel.sharding import tensor_bytes
+from simulator.schedule.actions import ActionKind
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class MemoryRules:
-    """What the memory of every stage depends on.
+class MemoryRules(LayerRules):
+    """What the memory of every stage depends on."""
 
-    Candidates that are evaluated together agree in `zero` and in which degrees are greater than one.
-    """
-
-    workload: Workload
-    """The microbatch."""
-    degrees: Degrees
-    """The cuts."""
-    training: Training
-    """The recipe."""
-    assumptions: Assumptions
-    """Constants."""
-    has_experts: bool
-    """Whether the model is a mixture of experts."""
-    context: ContextMethod = ContextMethod.RING
-    """Context parallel attention."""
-    planned_ahead: bool = False
-    """Whether a compiler plans memory (XLA on TPUs): there are no libraries that keep tensors of their own."""
-    reshard_after_forward: bool = True
-    """Whether zero 3 frees parameters after each pass; else after the last backward of a step."""
-    _measured: dict[object, Swing] = field(default_factory=dict, init=False, repr=False)
-    """Swings of layers that were asked for before."""
-    _released: dict[Swing, Swing] = field(default_factory=dict, init=False, repr=False)
-    """What frees the whole gradients that a swing leaves."""
-    _tapes: dict[object, LayerTapes] = field(default_factory=dict, init=False, repr=False)
-    """Tapes of layers that were asked for before; a layer is known by its identity, the stages keep it alive."""
-
-    @cached_property
-    def zero(self) -> int:
-        """ZeRO stage."""
-        return int(np.max(self.degrees.zero))
-
-    @cached_property
-    def reduces_once(self) -> bool:
-        """Whether gradients are reduced after the last microbatch only; else after every one."""
-        assumptions = self.assumptions
-        when = assumptions.zero2_reduction if self.zero == 2 else assumptions.zero3_reduction
-        return self.zero < 2 or when is GradientReduction.LAST_MICROBATCH
-
-    def first_differs(self, *, is_backward: bool) -> bool:
-        """Whether a pass of a step's first microbatch does more than others: gradients or parameters come."""
-        if not is_backward:
-            return self.zero >= 3 and not self.reshard_after_forward
-        return self.zero >= 2 and (self.reduces_once or self.frees_gradients)
-
-    def last_differs(self, *, is_backward: bool) -> bool:
-        """Whether a pass of its last microbatch does: gathered parameters or whole gradients go."""
-        return is_backward and self.zero >= 2 and (self.frees_gradients_in_buckets or not self.reshard_after_forward)
-
-    @cached_property
-    def weight_gradient_bytes(self) -> int:
-        """Bytes of an element of a weight's gradient as autograd makes it: of the type that the weight computes in."""
-        types = self.training.types
-        activation = activation_bytes(types.compute)
-        return activation if types.parameters.is_quantised else min(types.parameters.bytes, activation)
-
-    @cached_property
-    def kept_gradient_bytes(self) -> int:
-        """Bytes of an element of a whole gradient that waits for its reduction.
-
-        For a microbatch alone it is as autograd makes it; over microbatches of the type of the gradient buffers (zero
-        2) or of the network (FSDP2).
-        """
-        if not self.reduces_once:
-            return self.weight_gradient_bytes
-        return self.training.types.reduce.bytes if self.zero >= 3 else self.training.types.gradients.bytes
+    def turn(self, kind: ActionKind, turn: Turn) -> Turn:
+        """Returns a turn without what makes no difference to the memory of such a pass: often none does."""
+        of_inputs, of_weights = kind in OF_INPUTS, kind in OF_WEIGHTS
+        stay = self.zero >= 3 and not self.reshard_after_forward
+        begin = self.zero >= 2 and self.reduces_once
+        return Turn(
+            first_forward=turn.first_forward and kind is ActionKind.FORWARD and stay,
+            first_backward=turn.first_backward and of_inputs and begin,
+            first_gradients=turn.first_gradients and of_weights and (begin or self.frees_gradients),
+            last_gradients=turn.last_gradients and of_weights and self.frees_gradients_in_buckets,
+            last_parameters=turn.last_parameters and of_inputs and stay,
+        )
 
     def forward(self, share: StageShare, *, first: bool, keeps_output: bool) -> PassMemory:
         """Returns the forward pass of a microbatch.
 
         Args:
             share: the stage.
-            first: the first microbatch of a step, which gathers parameters that stay.
+            first: the stage's first forward of a step, which gathers parameters that stay.
             keeps_output: whether the stage's output stays in memory until backward.
         """
+        return self.passed(share, ActionKind.FORWARD, Turn(first_forward=first), keeps_output=keeps_output)
+
+    def backward(
+        self,
+        share: StageShare,
+        *,
+        first: bool,
+        last: bool,
+        keeps_output: bool,
+        first_backward: bool | None = None,
+        last_parameters: bool | None = None,
+    ) -> PassMemory:
+        """Returns the whole backward pass of a microbatch.
+
+        Args:
+            share: the stage.
+            first: the first pass that makes gradients of matrices, which begins them.
+            last: the last one, after which gradients are reduced.
+            keeps_output: whether the stage's output stayed in memory.
+            first_backward: whether it is the first backward, of inputs or whole; default: as `first`. They differ where
+                whole and split backwards of a stage are mixed.
+            last_parameters: whether it is the last one; default: as `last`.
+        """
+        turn = Turn(
+            first_backward=first if first_backward is None else first_backward,
+            first_gradients=first,
+            last_gradients=last,
+            last_parameters=last if last_parameters is None else last_parameters,
+        )
+        return self.passed(share, ActionKind.BACKWARD, turn, keeps_output=keeps_output)
+
+    def backward_input(self, share: StageShare, *, first: bool, last: bool, keeps_output: bool) -> PassMemory:
+        """Returns the backward pass of inputs of a microbatch.
+
+        Args:
+            share: the stage.
+            first: the stage's first backward, of inputs or whole, which begins the gradients of norms and tables.
+            last: the last one, after which parameters are not needed any more.
+            keeps_output: whether the stage's output stayed in memory.
+        """
+        turn = Turn(first_backward=first, last_parameters=last)
+        return self.passed(share, ActionKind.BACKWARD_INPUT, turn, keeps_output=keeps_output)
+
+    def backward_weight(self, share: StageShare, *, first: bool, last: bool) -> PassMemory:
+        """Returns the backward pass of weights of a microbatch.
+
+        Args:
+            share: the stage.
+            first: the first pass, of weights or whole, that makes gradients of matrices, which begins them.
+            last: the last one, after which gradients are reduced.
+        """
+        turn = Turn(first_gradients=first, last_gradients=last)
+        return self.passed(share, ActionKind.BACKWARD_WEIGHT, turn, keeps_output=False)
+
+    def passed(self, share: StageShare, kind: ActionKind, turn: Turn, *, keeps_output: bool) -> PassMemory:
+        """Returns any pass of a microbatch.
+
+        Args:
+            share: the stage.
+            kind: which pass.
+            turn: what sets it apart from others of the step.
+            keeps_output: whether the stage's output stays in memory until it has gone back.
+        """
+        turn = self.turn(kind, turn)
+        if kind is ActionKind.FORWARD:
+            return self._forward(share, turn, keeps_output=keeps_output)
+        return self._backward(share, kind, turn, keeps_output=keeps_output)
+
+    def _forward(self, share: StageShare, turn: Turn, *, keeps_output: bool) -> PassMemory:
         order = range(len(share.layers))
         opening, closing = share.layers[0].layer, share.layers[-1].layer
         offloaded = self.offloaded_layers(share)
@@ -132,7 +144,7 @@ class MemoryRules:
         for position in order:
             before: tuple[At, ...] = ()
             after: tuple[At, ...] = ()
-            if self.zero >= 3 and (first or self.reshard_after_forward):
+            if self.zero >= 3 and (turn.first_forward or self.reshard_after_forward):
                 before = (
                     self._tensor(ALL_GATHER_BUFFER, share, position, taken),
                     *((self._tensor(ALL_GATHER_BUFFER, share, position - 1, given_back),) if position else ()),
@@ -146,7 +158,7 @@ class MemoryRules:
                 after += (self._outside(share, position - 1, -1),)
             layers[position] = LayerMemory(
                 before=before + self._restored(share, position, taken),
-                during=self._during(share, position),
+                during=self._during(share, position, ActionKind.FORWARD),
                 after=self._restored(share, position, given_back) + after,
             )
         received = taken(STAGE_INPUT, Memory.ACTIVATIONS, self._bytes_in(opening, opening.input))
@@ -155,71 +167,86 @@ class MemoryRules:
             sent = (_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, self.boundary_bytes(share))),)
         return PassMemory(begin=(_stage(received),), layers=layers, end=sent)
 
-    def backward(self, share: StageShare, *, first: bool, last: bool, keeps_output: bool) -> PassMemory:
-        """Returns the backward pass of a microbatch.
-
-        Args:
-            share: the stage.
-            first: the first microbatch of a step, which begins the gradients.
-            last: the last one, after which gradients are reduced.
-            keeps_output: whether the stage's output stayed in memory.
-        """
-        edge = self.boundary_bytes(share)
-        order = range(len(share.layers) - 1, -1, -1)
-        buckets = self.buckets(share, backward=True) if last and self.frees_gradients_in_buckets else []
-        ends_of_buckets = {bucket[-1]: number for number, bucket in enumerate(buckets)}
-        offloaded = self.offloaded_layers(share)
+    def _backward(self, share: StageShare, kind: ActionKind, turn: Turn, *, keeps_output: bool) -> PassMemory:
+        """A whole backward, or one of its halves."""
+        of_inputs = kind in OF_INPUTS
+        begin, end = self._edges(share, keeps_output=keeps_output) if of_inputs else ((), ())
+        parameters = self._parameters_backward(share, last=turn.last_parameters) if of_inputs else {}
+        reductions, reducing = self._reductions(share, turn) if kind in OF_WEIGHTS else ({}, ())
+        offloaded = self.offloaded_layers(share) if of_inputs else range(0)
         layers = {}
-        reducing: tuple[At, ...] = ()
+        for position in range(len(share.layers) - 1, -1, -1):
+            before, after = parameters.get(position, ((), ()))
+            if position - 1 in offloaded:
+                before += (self._outside(share, position - 1, 1),)
+            if of_inputs:
+                before += self._restored(share, position, taken)
+                after = self._restored(share, position, given_back) + after
+            layers[position] = LayerMemory(
+                before=before,
+                during=self._during(share, position, kind, turn),
+                after=after + reductions.get(position, ()),
+            )
+        edges = tuple(replace(at, is_split=kind is ActionKind.BACKWARD_INPUT) for at in end)
+        return PassMemory(begin=begin, layers=layers, end=reducing + edges)
+
+    def _edges(self, share: StageShare, *, keeps_output: bool) -> tuple[tuple[At, ...], tuple[At, ...]]:
+        """What a backward receives, and what it has sent or needs no more."""
+        edge = self.boundary_bytes(share)
+        begin: tuple[At, ...] = ()
+        end: tuple[At, ...] = ()
+        if share.layers[-1].layer.kind is not LayerKind.HEAD:
+            begin = (_stage(taken(f"gradient of {STAGE_OUTPUT}", Memory.TEMPORARY, edge)),)
+        if share.layers[0].layer.kind is not LayerKind.EMBEDDING:
+            end = (_stage(given_back(f"gradient of {STAGE_INPUT}", Memory.TEMPORARY, edge)),)
+        if keeps_output:
+            end += (_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, edge)),)
+        return begin, end
+
+    def _parameters_backward(
+        self, share: StageShare, *, last: bool
+    ) -> dict[int, tuple[tuple[At, ...], tuple[At, ...]]]:
+        """Gathered parameters around each layer of a backward (zero 3): what comes before it, and what goes after."""
+        found: dict[int, tuple[tuple[At, ...], tuple[At, ...]]] = {}
+        if self.zero < 3:
+            return found
         issued: set[int] = set()
-        for position in order:
-            before: tuple[At, ...] = ()
-            after: tuple[At, ...] = ()
-            if self.zero >= 3 and not self.reshard_after_forward:
-                after = (self._tensor(GATHERED_PARAMETERS, share, position, given_back),) if last else ()
-            elif self.zero >= 3:
-                until = max(-1, position - 1 - self.assumptions.fsdp_prefetch_layers)
-                fresh = [number for number in range(position - 1, until, -1) if number not in issued]
-                own = () if position in issued else (self._tensor(ALL_GATHER_BUFFER, share, position, taken),)
-                issued |= {position, *fresh}
-                before = (
-                    *own,
-                    self._tensor(GATHERED_PARAMETERS, share, position, taken),
-                    self._tensor(ALL_GATHER_BUFFER, share, position, given_back),
-                    *(self._tensor(ALL_GATHER_BUFFER, share, number, taken) for number in fresh),
-                )
-                after = (self._tensor(GATHERED_PARAMETERS, share, position, given_back),)
-            if not self.reduces_once:
-                after += (
+        for position in range(len(share.layers) - 1, -1, -1):
+            freed = self._tensor(GATHERED_PARAMETERS, share, position, given_back)
+            if not self.reshard_after_forward:
+                found[position] = ((), (freed,) if last else ())
+                continue
+            until = max(-1, position - 1 - self.assumptions.fsdp_prefetch_layers)
+            fresh = [number for number in range(position - 1, until, -1) if number not in issued]
+            own = () if position in issued else (self._tensor(ALL_GATHER_BUFFER, share, position, taken),)
+            issued |= {position, *fresh}
+            gathered = (
+                *own,
+                self._tensor(GATHERED_PARAMETERS, share, position, taken),
+                self._tensor(ALL_GATHER_BUFFER, share, position, given_back),
+                *(self._tensor(ALL_GATHER_BUFFER, share, number, taken) for number in fresh),
+            )
+            found[position] = (gathered, (freed,))
+        return found
+
+    def _reductions(self, share: StageShare, turn: Turn) -> tuple[dict[int, tuple[At, ...]], tuple[At, ...]]:
+        """What the reduction of gradients does after each layer, and after the last one."""
+        found: dict[int, tuple[At, ...]] = {}
+        reducing: tuple[At, ...] = ()
+        if not self.reduces_once:
+            for position in range(len(share.layers) - 1, -1, -1):
+                found[position] = (
                     *reducing,
                     self._tensor(REDUCE_SCATTER_INPUT, share, position, taken),
                     self._unsharded(share, position),
-                    *(
-                        (self._tensor(SHARDED_GRADIENTS, share, position, taken),)
-                        if first and self.frees_gradients
-                        else ()
-                    ),
                 )
+                if turn.first_gradients and self.frees_gradients:
+                    found[position] += (self._tensor(SHARDED_GRADIENTS, share, position, taken),)
                 reducing = (self._tensor(REDUCE_SCATTER_INPUT, share, position, given_back),)
-            elif ends_of_buckets.get(position):
-                done = buckets[ends_of_buckets[position] - 1]
-                after += tuple(self._unsharded(share, number) for number in done)
-            if position - 1 in offloaded:
-                before += (self._outside(share, position - 1, 1),)
-            layers[position] = LayerMemory(
-                before=before + self._restored(share, position, taken),
-                during=self._during(share, position, begins=first or not self.reduces_once),
-                after=self._restored(share, position, given_back) + after,
-            )
-        end = [*reducing]
-        if share.layers[0].layer.kind is not LayerKind.EMBEDDING:
-            end.append(_stage(given_back(f"gradient of {STAGE_INPUT}", Memory.TEMPORARY, edge)))
-        if keeps_output:
-            end.append(_stage(given_back(STAGE_OUTPUT, Memory.ACTIVATIONS, edge)))
-        begin: tuple[At, ...] = ()
-        if share.layers[-1].layer.kind is not LayerKind.HEAD:
-            begin = (_stage(taken(f"gradient of {STAGE_OUTPUT}", Memory.TEMPORARY, edge)),)
-        return PassMemory(begin=begin, layers=layers, end=tuple(end))
+        elif turn.last_gradients and self.frees_gradients_in_buckets:
+            for done, bucket in pairwise(self.buckets(share, backward=True)):
+                found[bucket[-1]] = tuple(self._unsharded(share, number) for number in done)
+        return found, reducing
 
     def end_of_step(self, share: StageShare, *, chunk: int) -> tuple[At, ...]:
         """Returns what a stage, of this number on its rank, frees when its gradients are reduced (zero 2 and 3)."""
@@ -266,88 +293,6 @@ class MemoryRules:
         stream = first.tensors[first.output] if first.kind is LayerKind.EMBEDDING and first.output else first.input
         return tensor_bytes(stream, self.workload, self.degrees)
 
-    def tapes(self, share: StageShare, position: int, *, begins: bool = True) -> LayerTapes:
-        """Returns the tapes of a layer; `begins`: its gradients are not added to those of earlier microbatches."""
-        layer = share.layers[position].layer
-        among_transformers = position - (share.layers[0].layer.kind is LayerKind.EMBEDDING)
-        # The gradients of repeated layers are added to those of the layer that stores their weights.
-        begins = begins and not layer.repeats
-        choice = recompute_choice(self.training, layer.kind, among_transformers)
-        key = (id(layer), choice, begins)
-        if key not in self._tapes:
-            self._tapes[key] = layer_tapes(layer, choice, self._splits(begins=begins))
-        return self._tapes[key]
-
-    def _splits(self, *, begins: bool) -> Splits:
-        dense, expert = self._kept_apart
-        resident = (
-            WeightGradients.ACCUMULATED if self.assumptions.gradient_accumulation_fusion else WeightGradients.TEMPORARY
-        )
-        return Splits(
-            sequence=bool(np.max(self.degrees.sequence) > 1),
-            experts=bool(np.max(self.degrees.ep * self.degrees.etp) > 1),
-            context=self.context if np.max(self.degrees.cp) > 1 else None,
-            gradients=WeightGradients.KEPT if dense and begins else resident,
-            expert_gradients=WeightGradients.KEPT if expert and begins else resident,
-        )
-
-    @cached_property
-    def _kept_apart(self) -> tuple[bool, bool]:
-        """Whether the gradients of dense and of expert weights are whole for a while, beside their resident shards."""
-        degrees = self.degrees
-        if self.zero < 2:
-            return False, False
-        if self.reduces_once:
-            dense, expert = degrees.shard_group, degrees.expert_shard_group
-        else:
-            dense, expert = degrees.replicas, degrees.expert_replicas
-        return bool(np.max(dense) > 1), bool(np.max(expert) > 1)
-
-    def _during(self, share: StageShare, position: int, *, begins: bool | None = None) -> At:
-        """The own tensors of a layer: forward, or backward if it is said whether that begins the gradients."""
-        tapes = self.tapes(share, position, begins=bool(begins))
-        tape = tapes.forward if begins is None else tapes.backward
-        if tape not in self._measured:
-            self._measured[tape] = self._measure(tape, tapes, share.layers[position].layer)
-        return At(swing=self._measured[tape], place=position)
-
-    def _measure(self, tape: Tape, tapes: LayerTapes, layer: Layer) -> Swing:
-        twin = tapes.backward if tape is tapes.forward else tapes.forward
-        if twin in self._measured:
-            return Swing(held=self._measured[twin].held, events=tape.events)
-        return measured(
-            tape,
-            workload_of_layer(self.workload, layer),
-            self.degrees,
-            weight_gradient_bytes=self.weight_gradient_bytes,
-            kept_gradient_bytes=self.kept_gradient_bytes,
-        )
-
-    def _unsharded(self, share: StageShare, position: int) -> At:
-        """Frees the whole gradients of a layer."""
-        swing = self._during(share, position, begins=True).swing
-        if swing not in self._released:
-            self._released[swing] = released(swing, Memory.GRADIENTS)
-        return At(swing=self._released[swing], place=position)
-
-    def _tensor(self, name: str, share: StageShare, position: int, change: Change) -> At:
-        """A tensor of a layer that belongs to none of its operators; equal layers share the swing."""
-        layer = share.layers[position]
-        key = (layer.layer, name, change)
-        if key not in self._measured:
-            category = Memory.GRADIENTS if name == SHARDED_GRADIENTS else Memory.TEMPORARY
-            reduced = self.training.types.reduce.bytes
-            size = layer_tensor_bytes(name, layer, self.degrees, reduced_apart=self._kept_apart, element_bytes=reduced)
-            self._measured[key] = change(name, category, size)
-        return At(swing=self._measured[key], place=position)
-
-    def _restored(self, share: StageShare, position: int, change: Change) -> tuple[At, ...]:
-        """The 16-bit copy of a quantised frozen weight."""
-        size = share.layers[position].restored_bytes
-        if not (size if isinstance(size, int) else np.any(size)):
-            return ()
-        return (At(swing=change("restored weight", Memory.TEMPORARY, size), place=position),)
-
     def offloaded_layers(self, share: StageShare) -> range:
         """Returns the positions of the layers whose kept activations leave the device between their passes.
 
@@ -362,23 +307,6 @@ class MemoryRules:
     def offloaded_bytes(self, share: StageShare, position: int) -> Int:
         """Returns the bytes of a layer's kept activations: its input alone where it is recomputed in full."""
         return sum(tensor.bytes for tensor in self._outside(share, position, 1).swing.held)
-
-    def _outside(self, share: StageShare, position: int, sign: int) -> At:
-        """Kept activations of a layer leave the device (-1) or come back (1)."""
-        held = tuple(
-            Held(
-                name=tensor.name,
-                operator="",
-                category=Memory.ACTIVATIONS,
-                bytes=self._bytes_in(share.layers[position].layer, tensor),
-            )
-            for tensor in self.tapes(share, position).kept
-        )
-        return At(swing=Swing(held=held, events=tuple((number, sign) for number in range(len(held)))), place=position)
-
-    def _bytes_in(self, layer: Layer, tensor: Tensor) -> Int:
-        """The bytes of a tensor of a layer, which may have a sequence of its own (an encoder)."""
-        return tensor_bytes(tensor, workload_of_layer(self.workload, layer), self.degrees)
 
 
 def _stage(swing: Swing) -> At:

@@ -8,6 +8,7 @@ from enum import StrEnum
 from simulator.model.operators import AttentionCore
 from simulator.model.tensors import Tensor, Weight
 from simulator.parallel.layout import ContextMethod
+from simulator.schedule.actions import ActionKind
 
 
 class WeightGradients(StrEnum):
@@ -32,9 +33,13 @@ class Splits:
     context: ContextMethod | None
     """How attention works on the keys of other ranks, for which it has buffers; None: there are no others."""
     gradients: WeightGradients
-    """Where gradients of dense weights go."""
+    """Where gradients of dense matrices, and of their biases, go."""
     expert_gradients: WeightGradients
     """Where gradients of experts go."""
+    other_gradients: WeightGradients
+    """Where gradients of norms and tables go, which a backward of inputs makes."""
+    quantised: bool
+    """Matrix products in eight bits or fewer: where a copy for them exists, a weight gradient reads that alone."""
 
 
 class Use(StrEnum):
@@ -90,22 +95,40 @@ class Tape:
     """Allocations and frees in the order of the program."""
 
     entries: tuple[Entry, ...]
-    """The tensors; those of a layer's forward and backward are the same tuple."""
+    """The tensors; those of all passes of a layer are the same tuple."""
     events: tuple[tuple[int, int], ...]
     """(entry, +1 allocated or -1 freed)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerTapes:
-    """What a layer does to memory in its two passes."""
+    """What a layer does to memory in its passes."""
 
     forward: Tape
     """From the layer's input being there to its output being there."""
     backward: Tape
-    """From the gradient of its output to that of its input."""
+    """The whole backward, from the gradient of its output to that of its input."""
+    backward_input: Tape
+    """The same without the gradients of matrices, for which inputs and gradients of outputs stay."""
+    backward_weight: Tape
+    """The gradients of matrices, from what the backward of inputs has left."""
     kept: tuple[Tensor, ...]
     """What stays from forward to backward."""
     given_gradient: str
     """Name of the entry that holds the gradient of its output, which it takes over; empty: there is none."""
     handed_gradient: str
     """Name of the entry that holds the gradient of its input at the end; a residual path hands on the same one."""
+    handed_by_input: str
+    """The same after a backward of inputs: another one where the gradient that it took over stays for a matrix."""
+
+    def of(self, kind: ActionKind) -> Tape:
+        """Returns the tape of a pass."""
+        match kind:
+            case ActionKind.FORWARD:
+                return self.forward
+            case ActionKind.BACKWARD:
+                return self.backward
+            case ActionKind.BACKWARD_INPUT:
+                return self.backward_input
+            case ActionKind.BACKWARD_WEIGHT:
+                return self.backward_weight

@@ -22,10 +22,12 @@ from simulator.cost.resident import OUTSIDE_ALLOCATOR
 from simulator.cost.shares import StageShare
 from simulator.cost.stage_memory import MemoryRules
 from simulator.cost.tape import LayerTapes
+from simulator.errors import SimulatorFault
 from simulator.lowering.builder import WrittenRoutine
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import LayerKind
-from simulator.schedule import PipelineSchedule
+from simulator.schedule import ActionArray, PipelineSchedule
+from simulator.schedule.actions import FORWARD_CODE
 
 IntArray = npt.NDArray[np.int64]
 STREAMS = {ALL_GATHER_BUFFER: 1, SHARDED_GRADIENTS: 2}
@@ -53,7 +55,7 @@ def allocation_trace(
     calls = step.program.classes[class_number].calls
     routines, resident = step.routines, step.resident[rank]
     stages = [stage.stage.num_transformer_layers for stage in costs.stages]
-    shares = [costs.stages[stage].share for stage in schedule.stages_of(rank)]
+    shares = [costs.stages[stage % schedule.chain].share for stage in schedule.stages_of(rank)]
     first_layers = [sum(stages[: share.stage.index]) for share in shares]
     slots = _Slots(shares=shares, first_layers=first_layers, names=[_names(share, costs.memory) for share in shares])
     for held in resident:
@@ -61,17 +63,16 @@ def allocation_trace(
             slots.number(held, chunk=None, place=None, layer=NO_LAYER)
     num_resident = len(slots.held)
     templates = {int(number): slots.template(routines[number]) for number in np.unique(calls[:, 0])}
-    # A tensor is a slot in a microbatch; gradients and gathered parameters are the same tensor in all of them.
-    span = int(calls[:, 1].max()) + 1
-    lasting = np.array(
-        [held.category is Memory.GRADIENTS or held.name == GATHERED_PARAMETERS for held in slots.held], dtype=np.int64
-    )
+    # A tensor is a slot in a microbatch; what outlives a microbatch is the same tensor in all of them.
+    microbatches = _microbatches(calls, schedule.ranks[rank])
+    span = int(microbatches.max()) + 1
+    lasting = np.array([_outlives_microbatch(held, costs.memory) for held in slots.held], dtype=np.int64)
     parts = [np.arange(num_resident) * span]
     signs = [np.ones(num_resident, dtype=np.int64)]
     actions = [np.zeros(num_resident, dtype=np.int64)]
-    for number, (routine, microbatch) in enumerate(calls.tolist(), start=1):
-        places, directions = templates[routine]
-        parts.append(places * span + microbatch * (1 - lasting[places]))
+    for number, (routine, own) in enumerate(zip(calls[:, 0].tolist(), microbatches, strict=True), start=1):
+        places, directions, seconds = templates[routine]
+        parts.append(places * span + own[seconds] * (1 - lasting[places]))
         signs.append(directions)
         actions.append(np.full(len(places), number))
     keys, tensors = np.unique(np.concatenate(parts), return_inverse=True)
@@ -91,9 +92,39 @@ def allocation_trace(
         labels=tuple(slots.labels),
         actions=(
             RESIDENT,
-            *(f"{routines[routine].routine.name} {microbatch}" for routine, microbatch in calls.tolist()),
+            *(
+                f"{routines[routine].routine.name} {first if first == second else f'{first} & {second}'}"
+                for routine, (first, second) in zip(calls[:, 0].tolist(), microbatches.tolist(), strict=True)
+            ),
         ),
     )
+
+
+def _microbatches(calls: npt.NDArray[np.int32], actions: ActionArray) -> IntArray:
+    """Returns the microbatch of each call of a rank: of its action, or of the forward and the backward of a pair.
+
+    Args:
+        calls: begin of the step, one call for each action or joined pair, end of the step.
+        actions: those of the rank.
+
+    Returns:
+        Shape [calls, 2]; the same number twice where nothing is joined.
+    """
+    pairs = np.flatnonzero(actions[:, 3])
+    forwards = pairs + (actions[pairs, 0] != FORWARD_CODE)
+    both = np.stack([actions[:, 2], actions[:, 2]], axis=1)
+    both[pairs] = np.stack([actions[forwards, 2], actions[2 * pairs + 1 - forwards, 2]], axis=1)
+    both = np.delete(both, pairs + 1, axis=0)
+    if len(calls) != len(both) + 2:
+        raise SimulatorFault(f"{len(calls)} calls of a rank that runs {len(both)} actions and joined pairs")
+    return np.concatenate([[[0, 0]], both, [[0, 0]]]).astype(np.int64)
+
+
+def _outlives_microbatch(held: Held, rules: MemoryRules) -> bool:
+    """Whether a tensor is the same one in all microbatches: gradients that add up, parameters that stay."""
+    if held.name == GATHERED_PARAMETERS:
+        return not rules.reshard_after_forward
+    return held.category is Memory.GRADIENTS and (rules.reduces_once or held.name == SHARDED_GRADIENTS)
 
 
 @dataclass(slots=True)
@@ -121,14 +152,14 @@ class _Slots:
             self.labels_of_slots.append(self.labels.setdefault(label, len(self.labels)))
         return self._numbers[key]
 
-    def template(self, routine: WrittenRoutine) -> tuple[IntArray, IntArray]:
-        """Returns the events of a routine: slots and directions."""
+    def template(self, routine: WrittenRoutine) -> tuple[IntArray, IntArray, IntArray]:
+        """Returns the events of a routine: slots, directions, and whether they are of the backward of a pair."""
         found = list(self._events(routine))
-        numbers, signs = np.array(found, dtype=np.int64).reshape(-1, 2).T
-        return numbers, signs
+        numbers, signs, seconds = np.array(found, dtype=np.int64).reshape(-1, 3).T
+        return numbers, signs, seconds
 
-    def _events(self, routine: WrittenRoutine) -> Iterator[tuple[int, int]]:
-        for at in routine.swings:
+    def _events(self, routine: WrittenRoutine) -> Iterator[tuple[int, int, bool]]:
+        for at in (piece for each in routine.swings for piece in each.pieces):
             chunk = routine.chunk if at.chunk is None else at.chunk
             numbers: dict[int, int] = {}
             for number, sign in at.swing.events:
@@ -136,10 +167,10 @@ class _Slots:
                 if not held.bytes:
                     continue
                 if number not in numbers:
-                    place = None if chunk is None else self.names[chunk].of(at.place, held.name)
+                    place = None if chunk is None else self.names[chunk].of(at.place, held.name, at.is_split)
                     layer = NO_LAYER if chunk is None else self._layer(chunk, at.place)
                     numbers[number] = self.number(held, chunk=chunk, place=place, layer=layer)
-                yield numbers[number], sign
+                yield numbers[number], sign, at.is_second
 
     def _layer(self, chunk: int, place: int | None) -> int:
         share = self.shares[chunk]
@@ -156,19 +187,22 @@ class _Names:
     share: StageShare
     gradients: tuple[_Place, ...]
     """For each layer, the buffer that holds the gradient of its output; and last that of the stage's input."""
+    split_gradients: tuple[_Place, ...]
+    """The same in a split backward, where buffers that wait for a weight gradient are not handed on."""
     tapes: tuple[LayerTapes, ...]
 
-    def of(self, place: int | None, name: str) -> _Place:
+    def of(self, place: int | None, name: str, is_split: bool) -> _Place:
         """Returns the layer and the name under which a tensor is known."""
+        gradients = self.split_gradients if is_split else self.gradients
         if place is None:
-            return self.gradients[0] if name == f"{GRADIENT_OF}{STAGE_INPUT}" else (None, name)
+            return gradients[0] if name == f"{GRADIENT_OF}{STAGE_INPUT}" else (None, name)
         layer, tapes, last = self.share.layers[place].layer, self.tapes[place], len(self.tapes) - 1
         if name == tapes.given_gradient:
-            return self.gradients[place + 1]
-        if name == tapes.handed_gradient:
-            return self.gradients[place]
+            return gradients[place + 1]
+        if name == (tapes.handed_by_input if is_split else tapes.handed_gradient):
+            return gradients[place]
         if name == layer.input.name:
-            return (None, STAGE_INPUT) if place == 0 else self.of(place - 1, self._output(place - 1))
+            return (None, STAGE_INPUT) if place == 0 else self.of(place - 1, self._output(place - 1), is_split)
         return (None, STAGE_OUTPUT) if name == self._output(place) and place == last else (place, name)
 
     def _output(self, place: int) -> str:
@@ -178,8 +212,14 @@ class _Names:
 
 def _names(share: StageShare, rules: MemoryRules) -> _Names:
     tapes = tuple(rules.tapes(share, position) for position in range(len(share.layers)))
+    whole = _buffers([each.given_gradient for each in tapes], [each.handed_gradient for each in tapes])
+    split = _buffers([each.given_gradient for each in tapes], [each.handed_by_input for each in tapes])
+    return _Names(share, whole, split, tapes)
+
+
+def _buffers(given: Sequence[str], handed: Sequence[str]) -> tuple[_Place, ...]:
+    """Returns the buffer of each gradient between layers, by the names under which they take it over and hand it on."""
     found: list[_Place] = [(None, f"{GRADIENT_OF}{STAGE_OUTPUT}")]
-    for place in range(len(tapes) - 1, -1, -1):
-        passed_on = tapes[place].handed_gradient == tapes[place].given_gradient
-        found.append(found[-1] if passed_on else (place, tapes[place].handed_gradient))
-    return _Names(share, tuple(reversed(found)), tapes)
+    for place in range(len(given) - 1, -1, -1):
+        found.append(found[-1] if handed[place] == given[place] else (place, handed[place]))
+    return tuple(reversed(found))

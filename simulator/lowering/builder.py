@@ -55,14 +55,17 @@ class BoundaryEnd:
     """Chunk of the pipeline rank."""
 
 
-class Tied(StrEnum):
-    """The pair of first and last stage that share a token table."""
+class Pair(StrEnum):
+    """Two ranks at two places of the pipeline that hold the same parameters."""
 
-    TABLE = "embedding"
+    TIED_TABLE = "embedding"
+    """First and last rank, which share a token table."""
+    MIRROR = "mirror"
+    """Ranks that hold the same stages, one for each direction of the pipeline."""
 
 
-Party = Group | BoundaryEnd | Tied
-"""Whom a task meets: the ranks of a device group, the other end of a stage boundary, or of a shared table."""
+Party = Group | BoundaryEnd | Pair
+"""Whom a task meets: the ranks of a device group, the other end of a stage boundary, the other of a pair."""
 
 
 class Direction(StrEnum):

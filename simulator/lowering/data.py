@@ -50,8 +50,20 @@ class DataLowering:
             (self.transfers.collective(group, Collective.ALL_GATHER, payload), group) for group, payload in wanted
         )
 
-    def reductions(self, dense: int, expert: int) -> list[tuple[Exchange, Group]]:
-        """Returns the reductions of the gradients of so many parameters of a rank.
+    @property
+    def gathers_at_begin(self) -> bool:
+        """Whether updated parameters are gathered beside the first forwards of the next step."""
+        return self.training.overlap.dp and self.zero in (1, 2)
+
+    def buckets(self, stage: StageCost, *, backward: bool) -> list[list[LayerCost]]:
+        """Returns the layers of each bucket of gradients or parameters, in the order of the pass (E3.4)."""
+        return [
+            [stage.layers[position] for position in bucket]
+            for bucket in self.memory.buckets(stage.share, backward=backward)
+        ]
+
+    def reductions(self, layers: Sequence[LayerCost]) -> list[tuple[Exchange, Group]]:
+        """Returns the reductions of the gradients of some layers.
 
         Sharded (zero 1 and more): a reduce-scatter inside the shard group, then an all-reduce of the shard between
         replicas (HSDP, E4.13). Replicated (zero 0): all-reduces.
@@ -59,8 +71,8 @@ class DataLowering:
         size = self.training.types.reduce.bytes
         found: list[tuple[Exchange | None, Group]] = []
         for shard, replica, count in (
-            (Group.SHARD, Group.REPLICA, dense),
-            (Group.EXPERT_SHARD, Group.EXPERT_REPLICA, expert),
+            (Group.SHARD, Group.REPLICA, sum(layer.dense_parameters for layer in layers)),
+            (Group.EXPERT_SHARD, Group.EXPERT_REPLICA, sum(layer.expert_parameters for layer in layers)),
         ):
             payload = size * count
             if self.zero == 0:
@@ -113,7 +125,7 @@ def scatter_gradients(
     layer: LayerCost, build: RoutineBuilder, data: DataLowering, *, place: str, finished: int | None
 ) -> None:
     """Reduces the gradients of a layer as soon as its backward is done (zero 2 and 3), every microbatch."""
-    exchanges = data.reductions(layer.dense_parameters, layer.expert_parameters)
+    exchanges = data.reductions([layer])
     if not exchanges:
         if finished is not None:
             build.record(finished)

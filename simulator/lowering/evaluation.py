@@ -25,11 +25,25 @@ from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.stages import Stage, split_into_stages
 from simulator.schedule import SCHEDULES, PipelineSchedule, build_schedule
+from simulator.schedule.interleaved import round_size
 
-ROUNDS = {"1f1b": 1, "interleaved-1f1b": 2}
-"""Microbatches for each pipeline rank after which no rank holds more of them (E3.11)."""
+ROUNDS = {
+    "1f1b": 1,
+    "zb-h1": 1,
+    "interleaved-1f1b": 2,
+    "interleaved-zb": 2,
+    "zb-h2": 2,
+    "zb-v": 2,
+    "dualpipe": 2,
+    "dualpipe-v": 2,
+}
+"""Rounds after which no rank holds more microbatches, of schedules that come round (E3.11): p of 1F1B and ZB-H1, 2p - 1
+of ZB-H2, 2p chunks of ZB-V, p + 1 stages and 2p + 1 chunks of DualPipe's, 2(p - 1) + (v - 1)p + 1 chunks of v·p in a
+round of interleaved 1F1B. The others hold all of them, or follow no rule: a user's own, or one made for its stages."""
 ROUNDS_AT_THE_ENDS = 2
 """As many again: the first and the last microbatch of a step treat gradients in their own way."""
+INTERLEAVED = ("interleaved-1f1b", "interleaved-zb")
+"""Schedules whose rounds may be larger than the pipeline."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +77,7 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
     degrees = resolve_degrees(layout, devices=scenario.devices)
     cut = Layout(pp=layout.pp, vpp=layout.vpp, stages=layout.stages)
     model = _model(scenario.model, training.sequence_length, assumptions.kernels, training.adapters)
-    stages = _stages(model, cut)
+    stages = _stages(model, cut, ends_meet=scenario.ends_meet)
     rules = memory_rules(model, layout, degrees, training, assumptions, vendor=scenario.cluster.accelerator.vendor)
     shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
     name = scenario.schedule_name
@@ -84,13 +98,17 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
 
 
 def enough_microbatches(schedule: str, pp: int, microbatches: int) -> int:
-    """Returns how many microbatches of a step reach the highest memory of all of them.
+    """Returns how many microbatches of a step reach the highest memory of all of them: whole rounds and what is left.
 
-    1F1B holds at most p of them, interleaved at most the chunks of 2p; a schedule that holds all needs them all.
+    A round is what the order repeats after: p microbatches, or G of an interleaved schedule.
     """
     if schedule not in ROUNDS:
         return microbatches
-    return min(microbatches, (ROUNDS[schedule] + ROUNDS_AT_THE_ENDS) * pp)
+    size = round_size(pp, microbatches) if schedule in INTERLEAVED else pp
+    enough = (ROUNDS[schedule] + ROUNDS_AT_THE_ENDS) * size + microbatches % size
+    # Of fewer microbatches an interleaved schedule may choose other rounds.
+    same = schedule not in INTERLEAVED or round_size(pp, enough) == size
+    return enough if enough < microbatches and same else microbatches
 
 
 @lru_cache(maxsize=32)
@@ -99,9 +117,9 @@ def _model(spec: ModelSpec, sequence_length: int, kernels: Kernels, adapters: Ad
 
 
 @lru_cache(maxsize=256)
-def _stages(model: Model, cut: Layout) -> tuple[Stage, ...]:
+def _stages(model: Model, cut: Layout, *, ends_meet: bool) -> tuple[Stage, ...]:
     """Returns the stages of a model, which depend on no more of a layout than `cut` has."""
-    return split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp))
+    return split_into_stages(model, cut, resolve_degrees(cut, devices=cut.pp), ends_meet=ends_meet)
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,8 @@ the first becomes a reduce-scatter, an all-gather comes before, and backward gat
 the weight gradients (E4.9): ten collectives a layer and microbatch.
 
 Backward, as Megatron-LM runs the column-parallel layers: the second gather runs beside the gradient of the input,
-and the reduction of that gradient beside the gradient of the weights.
+and the reduction of that gradient beside the gradient of the weights. Where a schedule splits backward, the gradients
+of weights are a pass of their own, and the second gather belongs to it, beside the GEMMs that do not need it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from simulator.lowering.transfers import Transfers, chunk_of, repeated
 from simulator.parallel.layout import ContextMethod
 from simulator.parallel.mesh import Group
 from simulator.parallel.training import Overlap
+from simulator.schedule import ActionKind
 
 LOSS_REDUCTIONS = 3
 """All-reduces of a vocabulary-parallel loss: maximum, target logit, sum (E3.10)."""
@@ -72,10 +74,17 @@ def lower_forward(
         _BlockLowering(block, build, lowering, f"{place} {block.name}").forward()
 
 
-def lower_backward(layer: LayerCost, build: RoutineBuilder, lowering: LayerLowering, *, place: str) -> None:
-    """Adds the backward pass of a layer, blocks in reverse order."""
+def lower_backward(
+    layer: LayerCost, build: RoutineBuilder, lowering: LayerLowering, kind: ActionKind, *, place: str
+) -> None:
+    """Adds the backward pass of a layer, or one of its halves, blocks in reverse order."""
     for block in reversed(layer.blocks):
-        _BlockLowering(block, build, lowering, f"{place} {block.name}").backward()
+        lowered = _BlockLowering(block, build, lowering, f"{place} {block.name}")
+        match kind:
+            case ActionKind.BACKWARD_WEIGHT:
+                lowered.backward_weight()
+            case _:
+                lowered.backward(kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ class _BlockLowering:
         block, build = self.block, self.build
         build.compute(block.entry.forward_s, f"{block.name} forward")
         if block.routed_bytes:
-            self._dispatch_and_shared(backward=False)
+            self._dispatch_and_shared(ActionKind.FORWARD)
             build.compute(block.routed.forward_s, "experts forward")
             self._combine()
         else:
@@ -99,16 +108,32 @@ class _BlockLowering:
             build.blocking(repeated(loss, LOSS_REDUCTIONS), party=Group.TENSOR, category=Category.TENSOR)
         build.compute(block.exit.forward_s, f"{block.name} forward")
 
-    def backward(self) -> None:
+    def backward(self, kind: ActionKind) -> None:
+        """The whole backward, or that of inputs."""
         block, build = self.block, self.build
-        build.compute(block.exit.backward_s, f"{block.name} backward")
+        label = _backward_label(block, kind)
+        build.compute(_seconds(block.exit, kind), label)
         if block.routed_bytes:
-            self._dispatch_and_shared(backward=True)
-            build.compute(block.routed.backward_s, "experts backward")
+            self._dispatch_and_shared(kind)
+            build.compute(_seconds(block.routed, kind), "experts backward")
             self._combine()
         else:
-            self._dense_backward()
-        build.compute(block.entry.backward_s, f"{block.name} backward")
+            self._dense_backward(kind)
+        build.compute(_seconds(block.entry, kind), label)
+
+    def backward_weight(self) -> None:
+        """The backward of weights, with the second gather of the input beside the GEMMs that do not need it."""
+        block, build = self.block, self.build
+        label = _backward_label(block, ActionKind.BACKWARD_WEIGHT)
+        gathered = None
+        if self.lowering.sequence_parallel and block.lead.weight_s:
+            gather_again = self._tensor(Collective.ALL_GATHER, block.gathered_bytes)
+            gathered = None if gather_again is None else self._beside(gather_again, "gather again")
+        for part in (block.exit, block.rest, block.routed):
+            build.compute(part.weight_s, label)
+        if gathered is not None:
+            build.wait(gathered)
+        build.compute(block.lead.weight_s + block.entry.weight_s, label)
 
     def _dense_forward(self) -> None:
         """Gather, core, reduce."""
@@ -124,20 +149,24 @@ class _BlockLowering:
         self._attention(block.attention, backward=False)
         self._chunked(reduce, block.rest.forward_s, label, name="reduce", transfer_first=False)
 
-    def _dense_backward(self) -> None:
+    def _dense_backward(self, kind: ActionKind) -> None:
         """The same in reverse, with the second gather beside I and the reduction of the gradient beside W."""
         block, build = self.block, self.build
-        label = f"{block.name} backward"
+        label = _backward_label(block, kind)
+        rest_s = _seconds(block.rest, kind)
         gather_again = None
         if self.lowering.sequence_parallel:
             gather_gradient = self._tensor(Collective.ALL_GATHER, block.reduced_bytes)
             gather_again = self._tensor(Collective.ALL_GATHER, block.gathered_bytes)
             reduce = self._tensor(Collective.REDUCE_SCATTER, block.gathered_bytes)
-            self._chunked(gather_gradient, block.rest.backward_s, label, name="gather gradient", transfer_first=True)
+            self._chunked(gather_gradient, rest_s, label, name="gather gradient", transfer_first=True)
         else:
             reduce = self._tensor(Collective.ALL_REDUCE, block.gathered_bytes)
-            build.compute(block.rest.backward_s, label)
+            build.compute(rest_s, label)
         self._attention(block.attention, backward=True)
+        if kind is ActionKind.BACKWARD_INPUT:
+            self._chunked(reduce, block.lead.input_s, label, name="reduce gradient", transfer_first=False)
+            return
         if reduce is None:
             build.compute(block.lead.backward_s, label)
             return
@@ -243,14 +272,14 @@ class _BlockLowering:
         build.wait(ended)
         build.compute(seconds / steps, label)
 
-    def _dispatch_and_shared(self, *, backward: bool) -> None:
+    def _dispatch_and_shared(self, kind: ActionKind) -> None:
         """Sends tokens to their experts (backward: gradients), beside or before the shared experts."""
         lowering, build, block = self.lowering, self.build, self.block
         dispatch = lowering.transfers.collective(Group.EXPERT, Collective.ALL_TO_ALL, block.routed_bytes)
         beside = lowering.overlap.ep and dispatch is not None and block.lead.forward_s > 0
         arrived = None
         if beside and dispatch is not None:
-            name = f"{self.place} {'combine gradient' if backward else 'dispatch'}"
+            name = f"{self.place} {'dispatch' if kind is ActionKind.FORWARD else 'combine gradient'}"
             begun, arrived = build.registry.event(f"{name} can start"), build.registry.event(f"{name} is done")
             build.record(begun)
             build.beside(
@@ -263,10 +292,10 @@ class _BlockLowering:
             )
         else:
             build.blocking(dispatch, party=Group.EXPERT, category=Category.EXPERT)
-        if backward:
-            self._dense_backward()
-        else:
+        if kind is ActionKind.FORWARD:
             self._dense_forward()
+        else:
+            self._dense_backward(kind)
         if arrived is not None:
             build.wait(arrived)
         self._expert_tensor(Collective.ALL_GATHER)
@@ -283,3 +312,13 @@ class _BlockLowering:
 
     def _tensor(self, collective: Collective, payload_bytes: int) -> Exchange | None:
         return self.lowering.transfers.collective(Group.TENSOR, collective, payload_bytes)
+
+
+def _seconds(part: ComputeTime, kind: ActionKind) -> float:
+    """Compute time of a part of a block in a whole backward or in that of inputs."""
+    return part.backward_s if kind is ActionKind.BACKWARD else part.input_s
+
+
+def _backward_label(block: BlockCost, kind: ActionKind) -> str:
+    halves = {ActionKind.BACKWARD_INPUT: " of inputs", ActionKind.BACKWARD_WEIGHT: " of weights"}
+    return f"{block.name} backward{halves.get(kind, '')}"

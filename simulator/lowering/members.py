@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from simulator.errors import SimulatorFault
-from simulator.lowering.builder import BoundaryEnd, Message, Party, Tied
+from simulator.lowering.builder import BoundaryEnd, Message, Pair, Party
 from simulator.parallel.groups import Digits, count_of
 from simulator.parallel.layout import Axis
 from simulator.parallel.mesh import DeviceMesh, Group
@@ -50,13 +50,18 @@ class Membership:
                     return f"{party} / {stream}", len(self.pipeline_ranks)
                 digits = self.mesh.digits[party]
                 return f"{party} / {stream} / {_base(self.first_ranks[number], digits)}", count_of(digits)
-            case Tied():
-                return f"{party} / {stream} / {self._others(number)}", 2
+            case Pair():
+                rank, last = self.pipeline_ranks[number], schedule.pp - 1
+                nearer = 0 if party is Pair.TIED_TABLE else min(rank, last - rank)
+                return f"{party} {nearer} / {stream} / {self._others(number)}", 2
             case BoundaryEnd():
                 stage = schedule.stages_of(self.pipeline_ranks[number])[party.chunk]
                 # Activations come in at the boundary before the stage and go out after it, gradients the other way.
                 before = party.incoming == (party.message is Message.ACTIVATION)
                 boundary = stage - 1 if before else stage
+                other = schedule.previous(stage) if before else schedule.next(stage)
+                if other is None or schedule.stage_to_rank[other] == self.pipeline_ranks[number]:
+                    return f"no {party.message} of {party} of {self.names[number]}", 1
                 return f"{party.message} of boundary {boundary} / {self._others(number)}", 2
 
     def _others(self, number: int) -> int:

@@ -6,7 +6,7 @@ What repeats is walked once: equal stages, equal passes of a stage, equal layers
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.memory import MEMORY, ZERO, Levels
-from simulator.cost.pass_memory import At, PassMemory
+from simulator.cost.pass_memory import At, PassMemory, Turn, paired
 from simulator.cost.shares import LayerShare, StageShare
 from simulator.cost.stage_memory import MemoryRules
 from simulator.parallel.training import FullRecompute
 from simulator.schedule import PipelineSchedule
-from simulator.schedule.actions import BACKWARD_CODE
+from simulator.schedule.actions import ActionKind
 
 IntArray = npt.NDArray[np.int64]
 EDGE_LAYERS = 2
 """Layers at each end of a row of equal ones that may differ from those in its middle, beside those gathered ahead."""
-PLACES = 4
-"""First and last microbatch of a step or not: passes of a stage in one direction that may differ."""
+TURNS = 1 << len(fields(Turn))
+"""Passes of a stage of one kind that may differ: each mark of a turn is there or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,15 +50,15 @@ def walk_step(
 
     Args:
         rules: what the passes of a stage do to memory.
-        shares: what a rank holds of each stage.
+        shares: what a rank holds of each stage of the model.
         schedule: the order of actions.
         initial: of each pipeline rank, the level before the step.
     """
-    passes = _Passes(rules=rules, last_stage=schedule.num_stages - 1)
+    passes = _Passes(rules=rules, last_stage=schedule.chain - 1)
     alike: dict[object, list[tuple[int, _Order]]] = {}
     for rank, order in enumerate(_orders(schedule)):
         chunks = tuple(passes.key(shares[stage]) for stage in order.stages)
-        alike.setdefault((chunks, order.used, len(order.kinds), initial[rank]), []).append((rank, order))
+        alike.setdefault((chunks, order.used, order.counts, initial[rank]), []).append((rank, order))
     found: dict[int, RankMemory] = {}
     for ranks in alike.values():
         first, order = ranks[0]
@@ -69,20 +69,38 @@ def walk_step(
     return tuple(found[rank] for rank in range(schedule.pp))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pass:
+    """One kind of pass on a rank."""
+
+    action: ActionKind
+    """What it computes."""
+    chunk: int
+    """Its stage, by number on the rank."""
+    turn: Turn
+    """What sets it apart from others of the stage."""
+
+
+_Kind = tuple[_Pass, ...]
+"""One pass, or the two of a joined pair."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Order:
     """The passes of a pipeline rank, each as the number of its kind."""
 
     stages: tuple[int, ...]
-    """Virtual stages of the rank."""
+    """Stages of the model that the rank holds, by chunk."""
     kinds: IntArray
-    """Kind of each action in order: (direction, chunk, first, last) as one number; shape [actions]."""
+    """Kind of each pass or joined pair in order, as its place among those used; shape [passes and pairs]."""
     used: tuple[int, ...]
-    """Kinds that occur."""
+    """Kinds that occur, each as a number that `_kind` reads."""
+    counts: tuple[int, ...]
+    """How often each does."""
 
 
 def stages_of_ranks(schedule: PipelineSchedule) -> tuple[tuple[int, ...], ...]:
-    """Returns the virtual stages of every pipeline rank."""
+    """Returns the stages of the model that every pipeline rank holds, by chunk."""
     return tuple(order.stages for order in _orders(schedule))
 
 
@@ -93,26 +111,58 @@ def _orders(schedule: PipelineSchedule) -> tuple[_Order, ...]:
     for stage, holder in enumerate(schedule.stage_to_rank):
         stages[holder].append(stage)
     found = []
-    for own, actions in zip(stages, schedule.ranks, strict=True):
-        codes, of_action, microbatches, _ = actions.T
-        chunk_of = np.searchsorted(np.array(own), of_action)
-        is_first, is_last = microbatches == 0, microbatches == schedule.microbatches - 1
-        kinds = ((codes == BACKWARD_CODE) * len(own) + chunk_of) * PLACES + is_first * 2 + is_last
-        found.append(_Order(stages=tuple(own), kinds=kinds.astype(np.int64), used=tuple(np.unique(kinds).tolist())))
+    for rank, (own, actions) in enumerate(zip(stages, schedule.ranks, strict=True)):
+        codes, of_action, _, joined = actions.T
+        turns = np.zeros(len(actions), dtype=np.int64)
+        marks = schedule.firsts_and_lasts(rank)
+        for place, mark in enumerate(fields(Turn)):
+            turns |= getattr(marks, mark.name).astype(np.int64) << place
+        passes = (codes * len(own) + np.searchsorted(np.array(own), of_action)) * TURNS + turns
+        # A pair is one kind: its backward comes with its forward, whose code is the smaller one.
+        pairs = np.flatnonzero(joined)
+        kinds = passes * _base(len(own))
+        both = np.sort([passes[pairs], passes[pairs + 1]], axis=0)
+        kinds[pairs] = both[0] * _base(len(own)) + both[1] + 1
+        used, kinds, counts = np.unique(np.delete(kinds, pairs + 1), return_inverse=True, return_counts=True)
+        found.append(
+            _Order(
+                stages=tuple(stage % schedule.chain for stage in own),
+                kinds=kinds.astype(np.int64),
+                used=tuple(used.tolist()),
+                counts=tuple(counts.tolist()),
+            )
+        )
+    return tuple(found)
+
+
+def _base(num_chunks: int) -> int:
+    """Returns how many passes there may be, and none, as the second of a pair."""
+    return len(ActionKind) * num_chunks * TURNS + 1
+
+
+@lru_cache(maxsize=1024)
+def _kind(number: int, num_chunks: int) -> _Kind:
+    """Returns a kind by its number: (pass · base) + (joined pass + 1, or 0)."""
+    first, second = divmod(number, _base(num_chunks))
+    found = []
+    for each in (first, second - 1)[: 1 + (second > 0)]:
+        place, turn = divmod(each, TURNS)
+        code, chunk = divmod(place, num_chunks)
+        marks = {mark.name: bool(turn >> bit & 1) for bit, mark in enumerate(fields(Turn))}
+        found.append(_Pass(action=tuple(ActionKind)[code], chunk=chunk, turn=Turn(**marks)))
     return tuple(found)
 
 
 def _walk_ranks(
     passes: _Passes, chunks: list[StageShare], orders: list[_Order], initial: Levels
 ) -> Iterator[RankMemory]:
-    """Yields the memory of ranks whose stages are alike, each in its own order of as many actions."""
+    """Yields the memory of ranks whose stages are alike, each in its own order of the same passes."""
     peaks, nets = passes.table(chunks, orders[0].used)
     end_peak, end_net = passes.end(chunks)
     start = np.array(initial, dtype=np.int64)
     kinds = np.stack([order.kinds for order in orders])
     net = nets.sum(axis=1)[kinds]
     highest = net.cumsum(axis=1) - net + peaks.sum(axis=1)[kinds]
-    # All of them run the same passes, each in its own order.
     level = start + np.bincount(kinds[0], minlength=len(nets)) @ nets
     outside = max(initial, tuple((level + end_peak).tolist()), key=sum)
     final = tuple((level + end_net).tolist())
@@ -133,12 +183,9 @@ class _Passes:
         """Returns for each kind of pass its change up to the highest point and its net change: [kinds, categories]."""
         key = ("table", used, *(self.key(share) for share in chunks))
         if key not in self.known:
-            rows = np.zeros((2, used[-1] + 1, len(MEMORY)), dtype=np.int64)
-            for kind in used:
-                direction, chunk = divmod(kind // PLACES, len(chunks))
-                rows[:, kind] = self._levels(
-                    chunks[chunk], is_backward=bool(direction), first=bool(kind & 2), last=bool(kind & 1)
-                )
+            rows = np.zeros((2, len(used), len(MEMORY)), dtype=np.int64)
+            for row, number in enumerate(used):
+                rows[:, row] = self._levels(chunks, _kind(number, len(chunks)))
             self.known[key] = (rows[0], rows[1])
         return self.known[key]
 
@@ -153,19 +200,22 @@ class _Passes:
             self.known[key] = _end_extremes(swings, [left_out for _, left_out in short])
         return self.known[key]
 
-    def _levels(self, share: StageShare, *, is_backward: bool, first: bool, last: bool) -> tuple[IntArray, IntArray]:
-        first = first and self.rules.first_differs(is_backward=is_backward)
-        last = last and self.rules.last_differs(is_backward=is_backward)
-        key = (self.key(share), is_backward, first, last)
-        if key not in self.known:
-            keeps = self._keeps_output(share)
-            in_buckets = is_backward and last and self.rules.frees_gradients_in_buckets
-            short, left_out = (share, {}) if in_buckets else self._shortened(share)
-            if is_backward:
-                memory = self.rules.backward(short, first=first, last=last, keeps_output=keeps)
-            else:
-                memory = self.rules.forward(short, first=first, keeps_output=keeps)
-            self.known[key] = _pass_extremes(memory, left_out)
+    def _levels(self, chunks: list[StageShare], kind: _Kind) -> tuple[IntArray, IntArray]:
+        """Returns the same of a pass or of a joined pair."""
+        turns = [self.rules.turn(each.action, each.turn) for each in kind]
+        shares = [chunks[each.chunk] for each in kind]
+        key = tuple((self.key(share), each.action, turn) for share, each, turn in zip(shares, kind, turns, strict=True))
+        if key in self.known:
+            return self.known[key]
+        # Beside each other the layers of two stages do not repeat in one step; buckets are of all layers of a stage.
+        whole = len(kind) > 1 or any(turn.last_gradients for turn in turns)
+        short = [(share, {}) if whole else self._shortened(share) for share in shares]
+        memory = [
+            self.rules.passed(share, each.action, turn, keeps_output=self._keeps_output(share))
+            for (share, _), each, turn in zip(short, kind, turns, strict=True)
+        ]
+        both = memory[0] if len(kind) == 1 else paired(*memory, chunks=(kind[0].chunk, kind[1].chunk))
+        self.known[key] = _pass_extremes(both, short[0][1])
         return self.known[key]
 
     def key(self, share: StageShare) -> object:

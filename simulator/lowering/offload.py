@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from simulator.cost.offload import UPDATE_TILES, WINDOWS, HostResource, OffloadedStates
+from simulator.cost.pricing import LayerCost
 from simulator.engine import Demand
 from simulator.lowering.builder import Category, RoutineBuilder
 from simulator.parallel.training import Offload
@@ -176,8 +177,8 @@ class ActivationCopies:
 
 
 def send_gradients_down(
-    counts: Sequence[int], build: RoutineBuilder, host: HostLowering, *, waits: tuple[int, ...], name: str
+    layers: Sequence[LayerCost], build: RoutineBuilder, host: HostLowering, *, waits: tuple[int, ...], name: str
 ) -> None:
     """Copies the reduced gradients of some layers to the host."""
-    if total := sum(counts):
+    if total := sum(int(layer.share.gradient_shard_bytes) for layer in layers):
         host.down(total, "cpu", build, waits=waits, records=build.registry.event(f"{name} are on the host"))

@@ -22,6 +22,7 @@ from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh, Group
 from simulator.parallel.recompute import RecomputeChoice
 from simulator.parallel.training import Training
+from simulator.schedule import ActionKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,19 +31,22 @@ class PassTimes:
 
     forward_s: float = 0.0
     """Forward pass."""
+    backward_s: float = 0.0
+    """Whole backward pass, with what is run again before it."""
     input_s: float = 0.0
-    """Backward of inputs, with what is run again before it."""
+    """Backward of inputs, with the same."""
     weight_s: float = 0.0
     """Backward of weights."""
 
     @property
     def total_s(self) -> float:
         """Forward and whole backward."""
-        return self.forward_s + self.input_s + self.weight_s
+        return self.forward_s + self.backward_s
 
     def __add__(self, other: PassTimes) -> PassTimes:
         return PassTimes(
             forward_s=self.forward_s + other.forward_s,
+            backward_s=self.backward_s + other.backward_s,
             input_s=self.input_s + other.input_s,
             weight_s=self.weight_s + other.weight_s,
         )
@@ -68,29 +72,25 @@ class PassTimer:
     def layer(self, layer: LayerCost, choice: RecomputeChoice) -> PassTimes:
         """Returns the times of a layer.
 
-        The backward of weights is its compute alone: all communication counts to the backward of inputs, for which
-        other stages wait.
-
         Args:
             layer: its cost.
             choice: what is run again of it.
         """
         key = (layer.share.layer, choice)
         if key not in self._known:
-            forward, backward = self._builder("forward"), self._builder("backward")
-            lower_forward(layer, forward, self._lowering, place="forward")
-            recompute_layer(layer, backward, self._lowering, choice, "layer")
-            lower_backward(layer, backward, self._lowering, place="backward")
-            parts = [
-                part
-                for block in layer.blocks
-                for part in (block.entry, block.lead, block.attention, block.rest, block.routed, block.exit)
-            ]
-            weight_s = sum(part.weight_s for part in parts)
+            builders = {kind: self._builder(kind.name.lower()) for kind in ActionKind}
+            for kind, build in builders.items():
+                if kind is ActionKind.FORWARD:
+                    lower_forward(layer, build, self._lowering, place="layer")
+                    continue
+                if kind is not ActionKind.BACKWARD_WEIGHT:
+                    recompute_layer(layer, build, self._lowering, choice, "layer")
+                lower_backward(layer, build, self._lowering, kind, place="layer")
             self._known[key] = PassTimes(
-                forward_s=self._seconds(forward),
-                input_s=max(0.0, self._seconds(backward) - weight_s),
-                weight_s=weight_s,
+                forward_s=self._seconds(builders[ActionKind.FORWARD]),
+                backward_s=self._seconds(builders[ActionKind.BACKWARD]),
+                input_s=self._seconds(builders[ActionKind.BACKWARD_INPUT]),
+                weight_s=self._seconds(builders[ActionKind.BACKWARD_WEIGHT]),
             )
         return self._known[key]
 

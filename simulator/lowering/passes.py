@@ -1,8 +1,14 @@
-"""Lowers the forward and the backward pass of one stage: layers, their memory, and FSDP's gathers around them."""
+"""Lowers the passes of one stage: its layers, their memory, and FSDP's gathers around them.
+
+A pass is forward, backward, or one half of backward. Two passes that a schedule joins run layer beside layer.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import zip_longest
 
 from simulator.cost.blocks import BlockCost
 from simulator.cost.collectives import Collective
@@ -11,6 +17,7 @@ from simulator.cost.pricing import LayerCost, StageCost
 from simulator.cost.stage_memory import MemoryRules
 from simulator.lowering.builder import Category, RoutineBuilder
 from simulator.lowering.data import DataLowering, Gathers, scatter_gradients
+from simulator.lowering.lanes import Lane, run_in_turn
 from simulator.lowering.layers import LayerLowering, lower_backward, lower_forward
 from simulator.lowering.offload import ActivationCopies, HostLowering
 from simulator.model.layers import LayerKind
@@ -18,6 +25,7 @@ from simulator.model.operators import Part
 from simulator.parallel.mesh import Group
 from simulator.parallel.recompute import RecomputeChoice, recompute_choice
 from simulator.parallel.training import Training
+from simulator.schedule import ActionKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,89 +46,159 @@ class PassLowering:
     """How what lies outside the device comes and goes."""
 
 
-def lower_forward_pass(
-    stage: StageCost,
-    build: RoutineBuilder,
-    lowering: PassLowering,
-    *,
-    place: str,
-    memory: PassMemory,
-    gathered: dict[int, int],
-    gathers_parameters: bool,
-) -> None:
-    """Adds the forward pass of a stage's layers.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForwardPass:
+    """The forward pass of a stage."""
 
-    Args:
-        stage: its cost.
-        build: the routine being written; it has waited for the stage's input.
-        lowering: what all stages share.
-        place: name of the stage on its rank, for events.
-        memory: what the pass does to memory.
-        gathered: layer position -> event after which its updated parameters are there (the first microbatch).
-        gathers_parameters: under zero 3, whether they are gathered for this pass; else they are still there.
+    kind = ActionKind.FORWARD
+    stage: StageCost
+    """Its cost."""
+    lowering: PassLowering
+    """What all stages share."""
+    place: str
+    """Name of the stage on its rank, for events."""
+    memory: PassMemory
+    """What the pass does to memory."""
+    gathered: dict[int, int]
+    """Layer position -> event after which its updated parameters are there (the first microbatch)."""
+    gathers_parameters: bool
+    """Under zero 3, whether they are gathered for this pass; else they are still there."""
+
+    def steps(self, build: RoutineBuilder) -> Iterator[LayerStep]:
+        """Yields the layers, first to last."""
+        stage, lowering, place = self.stage, self.lowering, self.place
+        order = range(len(stage.layers))
+        gathers = None
+        if lowering.data.zero >= 3 and self.gathers_parameters:
+            gathers = Gathers(stage, build, lowering.data, lowering.host, order, f"{place} forward")
+        copies = _activation_copies(stage, build, lowering, place)
+        for position in order:
+
+            def before(position: int = position) -> None:
+                if gathers is not None:
+                    gathers.before(position)
+                if position in self.gathered:
+                    build.wait(self.gathered[position])
+
+            def run(build: RoutineBuilder, position: int = position) -> None:
+                at = f"{place} layer {position} forward"
+                lower_forward(stage.layers[position], build, lowering.layers, place=at)
+
+            yield LayerStep(before=before, run=run, after=partial(copies.after_forward, position))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackwardPass:
+    """The backward pass of a stage, whole or one of its halves; layers last to first.
+
+    The backward of inputs gathers parameters and recomputes; the backward of weights makes gradients and reduces them.
     """
-    order = range(len(stage.layers))
-    gathers = None
-    if lowering.data.zero >= 3 and gathers_parameters:
-        gathers = Gathers(stage, build, lowering.data, lowering.host, order, f"{place} forward")
-    copies = _activation_copies(stage, build, lowering, place)
+
+    kind: ActionKind
+    """Which of them."""
+    stage: StageCost
+    """Its cost."""
+    lowering: PassLowering
+    """What all stages share."""
+    place: str
+    """Name of the stage on its rank, for events."""
+    memory: PassMemory
+    """What the pass does to memory."""
+    finished: dict[int, int]
+    """Layer position -> event to record when its gradients are complete (the last microbatch)."""
+
+    def steps(self, build: RoutineBuilder) -> Iterator[LayerStep]:
+        """Yields the layers, last to first."""
+        stage, lowering, place, data = self.stage, self.lowering, self.place, self.lowering.data
+        order = range(len(stage.layers) - 1, -1, -1)
+        needs_parameters = self.kind is not ActionKind.BACKWARD_WEIGHT
+        makes_gradients = self.kind is not ActionKind.BACKWARD_INPUT
+        gathers = None
+        if needs_parameters and data.zero >= 3 and lowering.memory.reshard_after_forward:
+            gathers = Gathers(stage, build, data, lowering.host, order, f"{place} backward")
+        copies = _activation_copies(stage, build, lowering, place)
+        for position in order:
+            layer, at = stage.layers[position], f"{place} layer {position}"
+
+            def before(position: int = position) -> None:
+                if gathers is not None:
+                    gathers.before(position)
+                if needs_parameters:
+                    copies.before_backward(position)
+
+            def run(build: RoutineBuilder, position: int = position, layer: LayerCost = layer, at: str = at) -> None:
+                if needs_parameters:
+                    recompute_layer(layer, build, lowering.layers, choice_at(stage, position, lowering.training), at)
+                lower_backward(layer, build, lowering.layers, self.kind, place=f"{at} backward")
+
+            def after(position: int = position, layer: LayerCost = layer, at: str = at) -> None:
+                if not makes_gradients:
+                    return
+                if not data.reduces_once:
+                    scatter_gradients(layer, build, data, place=at, finished=self.finished.get(position))
+                elif position in self.finished:
+                    build.record(self.finished[position])
+
+            yield LayerStep(before=before, run=run, after=after)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerStep:
+    """One layer of a pass, in the parts that memory stands between."""
+
+    before: Callable[[], None]
+    """Waits for what the layer needs."""
+    run: Callable[[RoutineBuilder], None]
+    """Compute, and the communication of tensor, context and expert ranks."""
+    after: Callable[[], None]
+    """Sends on what the layer made."""
+
+
+def lower_pass(lowered: ForwardPass | BackwardPass, build: RoutineBuilder) -> None:
+    """Adds a pass of a stage; the routine has waited for the stage's input."""
+    memory = lowered.memory
     build.memory(*memory.begin)
-    for position in order:
-        held = memory.layers[position]
-        if gathers is not None:
-            gathers.before(position)
-        if position in gathered:
-            build.wait(gathered[position])
+    for step, held in zip(lowered.steps(build), memory.layers.values(), strict=True):
+        step.before()
         build.memory(*held.before)
         build.enter(held.during)
-        lower_forward(stage.layers[position], build, lowering.layers, place=f"{place} layer {position} forward")
+        step.run(build)
         build.leave(held.during)
-        copies.after_forward(position)
+        step.after()
         build.memory(*held.after)
 
 
-def lower_backward_pass(
-    stage: StageCost,
-    build: RoutineBuilder,
-    lowering: PassLowering,
-    *,
-    place: str,
-    memory: PassMemory,
-    finished: dict[int, int],
-) -> None:
-    """Adds the backward pass of a stage's layers, last to first.
+def lower_pair(first: ForwardPass, second: BackwardPass, memory: PassMemory, build: RoutineBuilder) -> None:
+    """Adds two passes that run overlapped, layer beside layer.
+
+    While one waits for its communication, the other computes: their layers are cut at every collective that compute
+    waits for, and the pieces of the two are run in turn.
 
     Args:
-        stage: its cost.
-        build: the routine being written; it has waited for the gradient of the stage's output.
-        lowering: what all stages share.
-        place: name of the stage on its rank, for events.
-        memory: what the pass does to memory.
-        finished: layer position -> event to record when its gradients are complete (the last microbatch).
+        first: the forward pass.
+        second: the backward pass.
+        memory: what the pair does to memory.
+        build: the routine being written; it has waited for the inputs of both.
+
+    Source: DeepSeek-AI 2024, arXiv:2412.19437, section 3.2.1.
     """
-    data = lowering.data
-    order = range(len(stage.layers) - 1, -1, -1)
-    gathers = None
-    if data.zero >= 3 and lowering.memory.reshard_after_forward:
-        gathers = Gathers(stage, build, data, lowering.host, order, f"{place} backward")
-    copies = _activation_copies(stage, build, lowering, place)
+    lanes = (Lane(build, first.kind, f"{first.place} forward"), Lane(build, second.kind, f"{second.place} backward"))
     build.memory(*memory.begin)
-    for position in order:
-        layer, held = stage.layers[position], memory.layers[position]
-        if gathers is not None:
-            gathers.before(position)
-        copies.before_backward(position)
+    for held, *steps in zip_longest(memory.layers.values(), first.steps(build), second.steps(build)):
+        for step in filter(None, steps):
+            step.before()
         build.memory(*held.before)
         build.enter(held.during)
-        choice = choice_at(stage, position, lowering.training)
-        recompute_layer(layer, build, lowering.layers, choice, f"{place} layer {position}")
-        lower_backward(layer, build, lowering.layers, place=f"{place} layer {position} backward")
+        for lane, step in zip(lanes, steps, strict=True):
+            if step is not None:
+                step.run(lane.recorder)
+        run_in_turn(lanes)
         build.leave(held.during)
-        if not data.reduces_once:
-            scatter_gradients(layer, build, data, place=f"{place} layer {position}", finished=finished.get(position))
-        elif position in finished:
-            build.record(finished[position])
+        for step in filter(None, steps):
+            step.after()
         build.memory(*held.after)
+    for lane in lanes:
+        lane.settle()
 
 
 def _activation_copies(stage: StageCost, build: RoutineBuilder, lowering: PassLowering, place: str) -> ActivationCopies:

@@ -6,43 +6,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
-from simulator.cost.offload import NOTHING_OUTSIDE
-from simulator.cost.pricing import StageCost
-from simulator.cost.states import shard
+from simulator.cost.pass_memory import paired
+from simulator.errors import SimulatorFault
 from simulator.lowering.builder import (
     BoundaryEnd,
     Category,
     Direction,
-    Exchange,
     Message,
     Party,
     Registry,
     RoutineBuilder,
-    Tied,
     WrittenRoutine,
 )
+from simulator.lowering.chunks import Chunk, ChunkPass, gathered_event, reduced_event
 from simulator.lowering.data import run_transfers
-from simulator.lowering.offload import DOWN_STREAM, lower_update_on_host, send_gradients_down
-from simulator.lowering.passes import PassLowering, lower_backward_pass, lower_forward_pass
+from simulator.lowering.offload import send_gradients_down
+from simulator.lowering.passes import BackwardPass, ForwardPass, PassLowering, lower_pair, lower_pass
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.mesh import Group
-from simulator.parallel.training import Dtype
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chunk:
-    """A virtual stage on its pipeline rank, with its neighbours."""
-
-    number: int
-    """Which chunk of its rank, from 0."""
-    cost: StageCost
-    """What it costs."""
-    rank: int
-    """Its pipeline rank."""
-    previous: int | None
-    """Pipeline rank of the stage before, if there is one."""
-    next: int | None
-    """Pipeline rank of the stage after, if there is one."""
+from simulator.schedule import ActionKind
 
 
 @dataclass(slots=True)
@@ -54,165 +36,120 @@ class RoutineWriter:
     passes: PassLowering
     assumptions: Assumptions
 
-    def forward(self, chunk: Chunk, *, first: bool) -> WrittenRoutine:
-        """Returns the forward of one microbatch: receive, compute, send.
+    def write(self, passes: Sequence[ChunkPass]) -> WrittenRoutine:
+        """Returns the routine of one action of a schedule, or of two that are joined: receive, compute, send.
 
         Args:
-            chunk: the stage.
-            first: the step's first microbatch, which waits for the updated parameters.
+            passes: the action; of joined ones the forward first.
         """
-        build = self._builder(f"forward {chunk.number}" if chunk.number else "forward")
-        registry, number = self.registry, chunk.number
-        self._receive(build, chunk, chunk.previous, Message.ACTIVATION)
-        gathered = {}
-        if first and self._gathers_at_begin:
-            gathered = {
-                bucket[0]: registry.event(_gathered(number, index), shared_over_calls=True)
-                for index, bucket in enumerate(self._buckets(chunk.cost, backward=False))
-                if self._bucket_gathers(chunk.cost, bucket)
-            }
-        memory = self.passes.memory.forward(chunk.cost.share, first=first, keeps_output=self._keeps_output(chunk))
-        lower_forward_pass(
-            chunk.cost,
-            build,
-            self.passes,
-            place=f"chunk {number}",
+        build = RoutineBuilder(name=" & ".join(each.name for each in passes), registry=self.registry, meets=self.meets)
+        if len(passes) == 1:
+            (only,) = passes
+            lowered = self._pass(only, build, f"chunk {only.chunk.number}")
+            lower_pass(lowered, build)
+            self._send_on(only, build)
+            build.memory(*lowered.memory.end)
+            self._reduce_beside(only, lowered, build)
+            return build.done(only.chunk.number)
+        first, second = passes
+        numbers = first.chunk.number, second.chunk.number
+        forward = self._pass(first, build, f"chunk {numbers[0]}")
+        # The index of a joined pair is the forward's microbatch: events of its backward are not those of one alone.
+        backward = self._pass(second, build, f"chunk {numbers[1]} beside {numbers[0]}")
+        if not isinstance(forward, ForwardPass) or not isinstance(backward, BackwardPass):
+            raise SimulatorFault(f"{build.name}: a joined pair is a forward and a backward")
+        both = paired(forward.memory, backward.memory, chunks=numbers)
+        lower_pair(forward, backward, both, build)
+        self._send_on(first, build)
+        self._send_on(second, build)
+        build.memory(*both.end)
+        self._reduce_beside(second, backward, build)
+        return build.done()
+
+    def _pass(self, wanted: ChunkPass, build: RoutineBuilder, place: str) -> ForwardPass | BackwardPass:
+        """Returns the pass of a stage, once the routine has received what it needs."""
+        chunk, kind, turn, rules = wanted.chunk, wanted.kind, wanted.turn, self.passes.memory
+        keeps_output = not self.assumptions.free_sent_activations and chunk.next is not None
+        memory = rules.passed(chunk.cost.share, kind, turn, keeps_output=keeps_output)
+        if kind is ActionKind.FORWARD:
+            self._receive(build, chunk, chunk.previous, Message.ACTIVATION, place)
+            return ForwardPass(
+                stage=chunk.cost,
+                lowering=self.passes,
+                place=place,
+                memory=memory,
+                gathered=self._gathered_before(chunk) if turn.first_forward else {},
+                gathers_parameters=turn.first_forward or rules.reshard_after_forward,
+            )
+        if kind is not ActionKind.BACKWARD_WEIGHT:
+            self._receive(build, chunk, chunk.next, Message.GRADIENT, place)
+        return BackwardPass(
+            kind=kind,
+            stage=chunk.cost,
+            lowering=self.passes,
+            place=place,
             memory=memory,
-            gathered=gathered,
-            gathers_parameters=first or self.passes.memory.reshard_after_forward,
+            finished=self._complete_at(chunk) if wanted.completes_gradients else {},
         )
-        self._send(build, chunk, chunk.next, Message.ACTIVATION)
-        build.memory(*memory.end)
-        return build.done(chunk.number)
 
-    def backward(self, chunk: Chunk, *, first: bool, last: bool) -> WrittenRoutine:
-        """Returns the whole backward of one microbatch: receive, compute, send; the last one reduces gradients.
+    def _send_on(self, done: ChunkPass, build: RoutineBuilder) -> None:
+        """Sends what a pass has made for the neighbouring stage."""
+        if done.kind is ActionKind.FORWARD:
+            self._send(build, done.chunk, done.chunk.next, Message.ACTIVATION)
+        elif done.kind is not ActionKind.BACKWARD_WEIGHT:
+            self._send(build, done.chunk, done.chunk.previous, Message.GRADIENT)
 
-        Args:
-            chunk: the stage.
-            first: the step's first microbatch, which begins the gradients.
-            last: the step's last microbatch, after which gradients are complete.
-        """
-        build = self._builder(f"backward {chunk.number}" if chunk.number else "backward")
-        number = chunk.number
-        self._receive(build, chunk, chunk.next, Message.GRADIENT)
-        finished: dict[int, int] = {}
-        data = self.passes.data
-        buckets = self._buckets(chunk.cost, backward=True)
-        reduces_beside = last and self.passes.training.overlap.dp and data.reduces_once
-        if last and not data.reduces_once:
-            finished = {0: self.registry.event(_reduced(number), shared_over_calls=True)}
-        if reduces_beside:
-            finished = {
-                bucket[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
-                for index, bucket in enumerate(buckets)
-            }
-        memory = self.passes.memory.backward(
-            chunk.cost.share, first=first, last=last, keeps_output=self._keeps_output(chunk)
-        )
-        lower_backward_pass(chunk.cost, build, self.passes, place=f"chunk {number}", memory=memory, finished=finished)
-        self._send(build, chunk, chunk.previous, Message.GRADIENT)
-        build.memory(*memory.end)
-        if reduces_beside:
-            reductions = [self._bucket_reductions(chunk.cost, bucket) for bucket in buckets]
-            last_reduced = max((index for index, exchanges in enumerate(reductions) if exchanges), default=None)
-            for index, (bucket, exchanges) in enumerate(zip(buckets, reductions, strict=True)):
-                done = finished[bucket[-1]]
-                if exchanges:
-                    reduced = self._bucket_event(number, index, is_last=index == last_reduced)
-                    run_transfers(exchanges, build, beside=True, waits=(done,), records=reduced)
-                    done = done if reduced is None else reduced
-                self._send_gradients(
-                    build, chunk.cost, bucket, waits=(done,), name=f"gradients of bucket {index} of chunk {number}"
-                )
-        return build.done(chunk.number)
+    def _gathered_before(self, chunk: Chunk) -> dict[int, int]:
+        """Layer position -> event after which its updated parameters are there."""
+        data, stage = self.passes.data, chunk.cost
+        if not data.gathers_at_begin:
+            return {}
+        return {
+            positions[0]: self.registry.event(gathered_event(chunk, index), shared_over_calls=True)
+            for index, positions in enumerate(data.memory.buckets(stage.share, backward=False))
+            if data.gathers([stage.layers[position] for position in positions])
+        }
 
-    def _bucket_event(self, number: int, index: int, *, is_last: bool) -> int | None:
-        """The event after which a bucket is reduced, if anyone waits for it."""
-        if is_last:
-            return self.registry.event(_reduced(number), shared_over_calls=True)
-        if self.passes.training.offload.optimizer == "none":
-            return None
-        return self.registry.event(f"gradients of bucket {index} of chunk {number} are reduced")
+    def _complete_at(self, chunk: Chunk) -> dict[int, int]:
+        """Layer position -> event to record when its gradients are complete, in the last pass that makes them."""
+        data, number = self.passes.data, chunk.number
+        if not data.reduces_once:
+            return {0: self.registry.event(reduced_event(chunk), shared_over_calls=True)}
+        if not self.passes.training.overlap.dp:
+            return {}
+        return {
+            positions[-1]: self.registry.event(f"gradients of bucket {index} of chunk {number} are complete")
+            for index, positions in enumerate(data.memory.buckets(chunk.cost.share, backward=True))
+        }
 
-    def _send_gradients(
-        self, build: RoutineBuilder, stage: StageCost, positions: Sequence[int], *, waits: tuple[int, ...], name: str
-    ) -> None:
-        """Sends gradients to the host if the optimizer is there."""
-        if self.passes.training.offload.optimizer != "none":
-            counts = [int(stage.layers[position].share.gradient_shard_bytes) for position in positions]
-            send_gradients_down(counts, build, self.passes.host, waits=waits, name=name)
-
-    def begin(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
-        """Returns the begin of the step: gathers of the parameters that the last step updated (zero 1 and 2)."""
-        build = self._builder("begin of step")
-        if self._gathers_at_begin:
-            for chunk in chunks:
-                for index, bucket in enumerate(self._buckets(chunk.cost, backward=False)):
-                    event = self.registry.event(_gathered(chunk.number, index), shared_over_calls=True)
-                    run_transfers(self._bucket_gathers(chunk.cost, bucket), build, beside=True, records=event)
-        return build.done()
-
-    def end(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
-        """Returns the end of the step: remaining reductions, gradient norm, update."""
-        build = self._builder("end of step")
-        data, training = self.passes.data, self.passes.training
-        blocking_data = not training.overlap.dp and data.reduces_once
-        for chunk in chunks:
-            layers = range(len(chunk.cost.layers))
-            reductions = self._bucket_reductions(chunk.cost, layers)
-            if blocking_data:
-                for exchange, group in reductions:
-                    build.blocking(exchange, party=group, category=Category.DATA)
-            elif reductions:
-                build.wait(self.registry.event(_reduced(chunk.number), shared_over_calls=True))
-            build.memory(*self.passes.memory.end_of_step(chunk.cost.share, chunk=chunk.number))
-        self._reduce_replicated(build, chunks)
-        self._reduce_tied_table(build, chunks)
-        norm = data.transfers.collective(Group.WORLD, Collective.ALL_REDUCE, Dtype.FP32.bytes)
-        if norm is not None:
-            build.blocking(norm, party=Group.WORLD, category=Category(norm.axis))
-        self._update_on_host(build, chunks, sent=training.overlap.dp and data.reduces_once)
-        taken, given_back = self.passes.memory.update([chunk.cost.share for chunk in chunks])
-        build.memory(*taken)
-        build.compute(sum(chunk.cost.optimizer_s for chunk in chunks), "optimizer", Category.OPTIMIZER)
-        build.memory(*given_back)
-        if data.zero in (1, 2) and not training.overlap.dp:
-            for chunk in chunks:
-                for exchange, group in self._bucket_gathers(chunk.cost, range(len(chunk.cost.layers))):
-                    build.blocking(exchange, party=group, category=Category.DATA)
-        build.compute(self.assumptions.step_overhead, "step overhead", Category.OTHER)
-        return build.done()
-
-    @property
-    def _gathers_at_begin(self) -> bool:
-        return self.passes.training.overlap.dp and self.passes.data.zero in (1, 2)
-
-    def _update_on_host(self, build: RoutineBuilder, chunks: tuple[Chunk, ...], *, sent: bool) -> None:
-        """Updates on the host what lies there; `sent`: the last microbatch has sent its gradients already."""
-        if self.passes.training.offload.optimizer == "none":
+    def _reduce_beside(self, done: ChunkPass, lowered: ForwardPass | BackwardPass, build: RoutineBuilder) -> None:
+        """Reduces the gradients of a stage, bucket by bucket, beside the pass that completes them."""
+        chunk, data, offload = done.chunk, self.passes.data, self.passes.training.offload.optimizer != "none"
+        overlaps = self.passes.training.overlap.dp and data.reduces_once
+        if not (done.completes_gradients and overlaps and isinstance(lowered, BackwardPass)):
             return
-        complete = self.registry.event("gradients are complete")
-        build.record(complete)
-        for chunk in () if sent else chunks:
-            every = range(len(chunk.cost.layers))
-            self._send_gradients(build, chunk.cost, every, waits=(complete,), name=f"gradients of chunk {chunk.number}")
-        arrived = self.registry.event("all gradients are on the host")
-        build.aside("gradients on host", stream=DOWN_STREAM, category=Category.OFFLOAD, demands=(), records=arrived)
-        outside = sum((chunk.cost.share.outside for chunk in chunks), NOTHING_OUTSIDE)
-        lower_update_on_host(outside, build, self.passes.host, first=arrived)
+        buckets = data.buckets(chunk.cost, backward=True)
+        reductions = [data.reductions(bucket) for bucket in buckets]
+        last_reduced = max((index for index, exchanges in enumerate(reductions) if exchanges), default=None)
+        complete = lowered.finished.values()
+        for index, (bucket, exchanges, made) in enumerate(zip(buckets, reductions, complete, strict=True)):
+            name = f"gradients of bucket {index} of chunk {chunk.number}"
+            reduced = None
+            if index == last_reduced:
+                reduced = self.registry.event(reduced_event(chunk), shared_over_calls=True)
+            elif exchanges and offload:
+                reduced = self.registry.event(f"{name} are reduced")
+            if exchanges:
+                run_transfers(exchanges, build, beside=True, waits=(made,), records=reduced)
+            if offload:
+                waits = (made if reduced is None else reduced,)
+                send_gradients_down(bucket, build, self.passes.host, waits=waits, name=name)
 
-    def _keeps_output(self, chunk: Chunk) -> bool:
-        return not self.assumptions.free_sent_activations and chunk.next is not None
-
-    def _builder(self, name: str) -> RoutineBuilder:
-        return RoutineBuilder(name=name, registry=self.registry, meets=self.meets)
-
-    def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: Message) -> None:
+    def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: Message, place: str) -> None:
         if source is None or source == chunk.rank:
             return
         transfers = self.passes.data.transfers
-        arrived = self.registry.event(f"{what} of chunk {chunk.number} has arrived")
+        arrived = self.registry.event(f"{what} of {place} has arrived")
         build.beside(
             transfers.message(self._message_bytes, source, chunk.rank, Direction.RECEIVE),
             stream=f"receive {what} {chunk.number}",
@@ -233,7 +170,7 @@ class RoutineWriter:
         if not self.passes.training.overlap.pp:
             build.blocking(exchange, party=party, category=Category.PIPELINE)
             return
-        ready = self.registry.event(f"{what} of chunk {chunk.number} is ready")
+        ready = self.registry.event(f"{what} of {build.name} is ready")
         build.record(ready)
         build.beside(
             exchange,
@@ -252,46 +189,3 @@ class RoutineWriter:
     def _message_bytes(self) -> int:
         tp = self.passes.data.transfers.mesh.degrees.tp
         return -(-self.passes.boundary_bytes // tp) if self._scatters_messages else self.passes.boundary_bytes
-
-    def _buckets(self, stage: StageCost, *, backward: bool) -> list[list[int]]:
-        return self.passes.memory.buckets(stage.share, backward=backward)
-
-    def _totals(self, stage: StageCost, positions: Sequence[int]) -> tuple[int, int]:
-        layers = [stage.layers[position] for position in positions]
-        return sum(layer.dense_parameters for layer in layers), sum(layer.expert_parameters for layer in layers)
-
-    def _bucket_reductions(self, stage: StageCost, bucket: Sequence[int]) -> list[tuple[Exchange, Group]]:
-        return self.passes.data.reductions(*self._totals(stage, bucket))
-
-    def _bucket_gathers(self, stage: StageCost, bucket: Sequence[int]) -> list[tuple[Exchange, Group]]:
-        return self.passes.data.gathers([stage.layers[position] for position in bucket])
-
-    def _reduce_replicated(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
-        """Sums the gradients of norms and routers over tensor ranks that saw different tokens (E4.14)."""
-        degrees = self.passes.data.transfers.mesh.degrees
-        if degrees.sequence == 1:
-            return
-        count = int(sum(layer.replicated_parameters for chunk in chunks for layer in chunk.cost.share.layers))
-        size = self.passes.training.types.reduce.bytes
-        exchange = self.passes.data.transfers.collective(Group.TENSOR, Collective.ALL_REDUCE, size * count)
-        build.blocking(exchange, party=Group.TENSOR, category=Category.TENSOR)
-
-    def _reduce_tied_table(self, build: RoutineBuilder, chunks: tuple[Chunk, ...]) -> None:
-        """Sums the gradients of a shared table over first and last stage (E4.14)."""
-        transfers = self.passes.data.transfers
-        pp = transfers.mesh.degrees.pp
-        is_first, is_last = chunks[0].cost.stage.index == 0, chunks[-1].cost.stage.tied_copy is not None
-        count = int(chunks[0].cost.share.tied_parameters)
-        if pp > 1 and count and (is_first or is_last):
-            degrees = transfers.mesh.degrees
-            share = shard(count, degrees.shard_group, degrees.zero >= 2)
-            exchange = transfers.tied_table(self.passes.training.types.reduce.bytes * int(share))
-            build.blocking(exchange, party=Tied.TABLE, category=Category.OTHER)
-
-
-def _gathered(chunk: int, bucket: int) -> str:
-    return f"parameters of bucket {bucket} of chunk {chunk} are gathered"
-
-
-def _reduced(chunk: int) -> str:
-    return f"gradients of chunk {chunk} are reduced"

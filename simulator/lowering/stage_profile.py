@@ -76,7 +76,8 @@ def stage_profile(scenario: Scenario, *, costs: StageCosts, mesh: DeviceMesh) ->
     layout, assumptions = scenario.layout, scenario.assumptions
     timer = PassTimer(costs, mesh=mesh, layout=layout, training=scenario.training, assumptions=assumptions)
     times = [timer.stage(stage) for stage in costs.stages]
-    activation = np.array([_activation_bytes(costs, stage) for stage in range(len(costs.stages))], dtype=np.float64)
+    kept = [_kept(costs, stage) for stage in range(len(costs.stages))]
+    activation = np.array([held for held, _ in kept], dtype=np.float64)
     stages_of = placement(layout.pp, layout.vpp)
     hops = [timer.message_s(costs, rank, rank + 1) for rank in range(layout.pp - 1)]
     return StageProfile(
@@ -85,18 +86,24 @@ def stage_profile(scenario: Scenario, *, costs: StageCosts, mesh: DeviceMesh) ->
         backward_weight=np.array([each.weight_s for each in times]),
         hop=max(hops, default=0.0),
         activation=activation,
-        # Which tensors wait for the backward of weights is not asked here: none is freed before it.
-        freed_by_input=np.zeros(len(activation)),
+        freed_by_input=np.array([freed for _, freed in kept]),
         limit=_limits(scenario, costs, activation[stages_of].sum(axis=1)),
     )
 
 
-def _activation_bytes(costs: StageCosts, stage: int) -> int:
-    """Returns what a forward pass of a stage leaves in memory."""
-    rules, last = costs.memory, stage == len(costs.stages) - 1
-    keeps = not rules.assumptions.free_sent_activations and not last
-    passed = rules.forward(costs.stages[stage].share, first=False, keeps_output=keeps)
-    return int(sum(sum(at.swing.net) for at in passed))
+def _kept(costs: StageCosts, stage: int) -> tuple[int, float]:
+    """Returns the bytes that a forward pass of a stage leaves in memory, and the share that the backward of inputs
+    frees of them."""
+    rules, share = costs.memory, costs.stages[stage].share
+    keeps = not rules.assumptions.free_sent_activations and stage < len(costs.stages) - 1
+    held, left = (
+        sum(sum(at.swing.net) for at in passed)
+        for passed in (
+            rules.forward(share, first=False, keeps_output=keeps),
+            rules.backward_input(share, first=False, last=False, keeps_output=keeps),
+        )
+    )
+    return int(held), min(1.0, max(0.0, -left / held)) if held else 0.0
 
 
 def _limits(scenario: Scenario, costs: StageCosts, of_one: Amounts) -> Amounts:
@@ -169,6 +176,6 @@ def price_scenario(scenario: Scenario) -> tuple[Model, StageCosts, DeviceMesh]:
         adapters=training.adapters,
     )
     mesh = build_mesh(layout, degrees, build_cluster(scenario.cluster), has_experts=scenario.model.experts is not None)
-    stages = split_into_stages(model, layout, degrees)
+    stages = split_into_stages(model, layout, degrees, ends_meet=scenario.ends_meet)
     costs = price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions)
     return model, costs, mesh

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.memory import MEMORY, Held
+from simulator.cost.pass_memory import Turn
 from simulator.cost.pricing import StageCosts
 from simulator.cost.resident import levels_of, resident
 from simulator.engine import Communicator, Program, RankClass, Resource
@@ -23,24 +24,25 @@ from simulator.lowering.builder import (
     Registry,
     WrittenRoutine,
 )
+from simulator.lowering.chunks import Chunk, ChunkPass
 from simulator.lowering.data import DataLowering
+from simulator.lowering.edges import EdgeWriter
 from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members, single_members
 from simulator.lowering.offload import HostLowering
 from simulator.lowering.passes import PassLowering
-from simulator.lowering.routines import Chunk, RoutineWriter
+from simulator.lowering.routines import RoutineWriter
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.training import Training
-from simulator.schedule import PipelineSchedule
-from simulator.schedule.actions import BACKWARD_CODE, FORWARD_CODE
+from simulator.schedule import ActionKind, PipelineSchedule
 
 NUM_DIRECTIONS = 2
-NUM_ACTION_KINDS = 4
-MICROBATCH_PLACES = ((True, False), (False, False), (False, True), (True, True))
-"""(first, last) of a microbatch in its step; a step of one microbatch has one that is both."""
+TURN = tuple(each.name for each in fields(Turn))
+NOT_JOINED = -1
+"""Stands for the second action of a call that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,8 +119,21 @@ def lower_step(
             update_efficiency=assumptions.host_update_efficiency,
         ),
     )
-    writer = RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions)
-    lowering = _StepLowering(costs=costs, schedule=schedule, mesh=mesh, members=members, writer=writer)
+    lowering = _StepLowering(
+        costs=costs,
+        schedule=schedule,
+        mesh=mesh,
+        members=members,
+        registry=registry,
+        writer=RoutineWriter(registry=registry, meets=members.meets, passes=passes, assumptions=assumptions),
+        edges=EdgeWriter(
+            registry=registry,
+            meets=members.meets,
+            passes=passes,
+            assumptions=assumptions,
+            ends=(schedule.stage_to_rank[0], schedule.stage_to_rank[schedule.chain - 1]),
+        ),
+    )
     calls = [lowering.calls(rank) for rank in range(schedule.pp)]
     program = lowering.program(calls)
     _require_countable(program)
@@ -150,33 +165,48 @@ class _StepLowering:
     schedule: PipelineSchedule
     mesh: DeviceMesh
     members: Membership
+    registry: Registry
     writer: RoutineWriter
+    edges: EdgeWriter
     routines: list[WrittenRoutine] = field(default_factory=list)
     numbers: dict[object, int] = field(default_factory=dict)
 
     def calls(self, rank: int) -> npt.NDArray[np.int32]:
-        """Returns the calls of one pipeline rank; stages alike in work and surroundings share routines."""
-        writer, actions = self.writer, self.schedule.ranks[rank]
+        """Returns the calls of one pipeline rank: one for each action, or joined pair, between begin and end.
+
+        Stages alike in work and surroundings share routines. The index of a call is the microbatch of its (first)
+        action.
+        """
+        actions, marks = self.schedule.ranks[rank], self.schedule.firsts_and_lasts(rank)
         chunks = self._chunks(rank)
         surroundings = tuple(self._surroundings(chunk) for chunk in chunks)
-        table = np.full((NUM_ACTION_KINDS, len(chunks), 2, 2), -1, dtype=np.int32)
-        for index, chunk in enumerate(chunks):
-            for first, last in MICROBATCH_PLACES:
-                key = (index, surroundings[index], first)
-                table[FORWARD_CODE, index, int(first), int(last)] = self._number(
-                    ("forward", *key), partial(writer.forward, chunk, first=first)
-                )
-                table[BACKWARD_CODE, index, int(first), int(last)] = self._number(
-                    ("backward", *key, last), partial(writer.backward, chunk, first=first, last=last)
-                )
-        kinds, stages, microbatches, _ = actions.T
+        kinds, stages, microbatches, joined = actions.T
         chunk_of = np.searchsorted(np.array(self.schedule.stages_of(rank)), stages)
-        is_first = (microbatches == 0).astype(np.int64)
-        is_last = (microbatches == self.schedule.microbatches - 1).astype(np.int64)
-        passes = np.stack([table[kinds, chunk_of, is_first, is_last], microbatches], axis=1)
-        begin = self._number(("begin", surroundings), partial(writer.begin, chunks))
-        end = self._number(("end", surroundings), partial(writer.end, chunks))
-        return np.concatenate([[[begin, 0]], passes, [[end, 0]]]).astype(np.int32)
+        flags = np.array([getattr(marks, name) for name in TURN])
+        codes = (kinds * len(chunks) + chunk_of) * 2 ** len(TURN) + 2 ** np.arange(len(TURN)) @ flags
+        begins = np.append(True, joined[:-1] == 0)
+        second = np.where(joined, np.append(codes[1:], 0), NOT_JOINED)
+        pairs, which = np.unique(np.stack([codes, second], axis=1)[begins], axis=0, return_inverse=True)
+
+        numbers = []
+        for codes_of_call in pairs.tolist():
+            passes = [self._pass_of(code, chunks) for code in codes_of_call if code != NOT_JOINED]
+            key = tuple((each.chunk.number, surroundings[each.chunk.number], each.kind, each.turn) for each in passes)
+            numbers.append(self._number(key, partial(self.writer.write, passes)))
+        begin = self._number(("begin", surroundings), partial(self.edges.begin, chunks))
+        end = self._number(("end", surroundings), partial(self.edges.end, chunks))
+        run = np.stack([np.array(numbers)[which.reshape(-1)], microbatches[begins]], axis=1)
+        return np.concatenate([[[begin, 0]], run, [[end, 0]]]).astype(np.int32)
+
+    def _pass_of(self, code: int, chunks: tuple[Chunk, ...]) -> ChunkPass:
+        """Returns what the code of an action stands for, without the marks that make no difference."""
+        which, marks = divmod(code, 2 ** len(TURN))
+        kind_code, chunk = divmod(which, len(chunks))
+        kind = tuple(ActionKind)[kind_code]
+        turn = Turn(**{name: bool(marks >> bit & 1) for bit, name in enumerate(TURN)})
+        of_memory = self.costs.memory.turn(kind, turn)
+        turn = replace(of_memory, first_forward=turn.first_forward, last_gradients=turn.last_gradients)
+        return ChunkPass(chunk=chunks[chunk], kind=kind, turn=turn)
 
     def _number(self, key: object, write: Callable[[], WrittenRoutine]) -> int:
         """Returns the number of a routine, which is written when it is first asked for."""
@@ -186,17 +216,21 @@ class _StepLowering:
         return self.numbers[key]
 
     def _chunks(self, rank: int) -> tuple[Chunk, ...]:
-        holder = self.schedule.stage_to_rank
-        last = self.schedule.num_stages - 1
+        schedule = self.schedule
+
+        def holder(stage: int | None) -> int | None:
+            return None if stage is None else schedule.stage_to_rank[stage]
+
         return tuple(
             Chunk(
                 number=number,
-                cost=self.costs.stages[stage],
+                cost=self.costs.stages[stage % schedule.chain],
                 rank=rank,
-                previous=holder[stage - 1] if stage > 0 else None,
-                next=holder[stage + 1] if stage < last else None,
+                previous=holder(schedule.previous(stage)),
+                next=holder(schedule.next(stage)),
+                mirror=holder((stage + schedule.chain) % schedule.num_stages) if schedule.directions > 1 else None,
             )
-            for number, stage in enumerate(self.schedule.stages_of(rank))
+            for number, stage in enumerate(schedule.stages_of(rank))
         )
 
     def _surroundings(self, chunk: Chunk) -> object:
@@ -205,6 +239,7 @@ class _StepLowering:
         for other, way in (
             (chunk.previous, (chunk.previous, chunk.rank)),
             (chunk.next, (chunk.rank, chunk.next)),
+            (chunk.mirror, (chunk.rank, chunk.mirror)),
         ):
             if other is None or other == chunk.rank:
                 ways.append(other is None)
@@ -215,7 +250,7 @@ class _StepLowering:
 
     def program(self, calls: list[npt.NDArray[np.int32]]) -> Program:
         """Returns the program: rank classes with their calls, bound to communicators and resources."""
-        registry, members = self.writer.registry, self.members
+        registry, members = self.registry, self.members
         communicators: list[Communicator] = []
         names: Names[str] = Names()
         resources: list[Resource] = []
@@ -269,5 +304,5 @@ class _StepLowering:
         ] + host
 
     def resident(self, rank: int) -> tuple[Held, ...]:
-        shares = [self.costs.stages[stage].share for stage in self.schedule.stages_of(rank)]
+        shares = [self.costs.stages[stage].share for stage in self.schedule.model_stages_of(rank)]
         return resident(self.costs.memory, shares)

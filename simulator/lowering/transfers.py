@@ -59,10 +59,16 @@ class Transfers:
         traffic = price_send(payload_bytes, hop, self.mesh.cluster)
         return Exchange(axis="pp", traffic=traffic, direction=direction)
 
-    def tied_table(self, payload_bytes: int) -> Exchange | None:
-        """Returns the all-reduce of a shared table's gradient between first and last pipeline rank (E4.14)."""
-        last = self.mesh.degrees.pp - 1
-        hop = self.mesh.pipeline_hop(0, last)
+    def between(self, axis: str, payload_bytes: int, source: int, target: int) -> Exchange | None:
+        """Returns the all-reduce of two ranks at two places of the pipeline, the other coordinates being equal.
+
+        Args:
+            axis: under which name the report lists it.
+            payload_bytes: of each rank.
+            source: one pipeline rank.
+            target: the other one.
+        """
+        hop = self.mesh.pipeline_hop(source, target)
         lanes: tuple[Lane, ...] = hop.lanes
         tiers = tuple(
             TierShape(members=2, lanes=lanes, exchange_lanes=lanes, steps=hop.steps)
@@ -73,7 +79,7 @@ class Transfers:
         traffic = price_collective(
             Collective.ALL_REDUCE, payload_bytes, GroupShape(size=2, tiers=tiers), self.mesh.cluster
         )
-        return _both_ways("embedding", traffic)
+        return _both_ways(axis, traffic)
 
 
 def _both_ways(axis: str, traffic: Traffic | None) -> Exchange | None:

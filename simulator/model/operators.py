@@ -200,6 +200,16 @@ def is_router(operator: Operator) -> bool:
     return isinstance(operator, MatMul) and any(axis is TensorAxis.ROUTER for axis, _ in operator.outputs)
 
 
+def has_weight_gradient(operator: Operator) -> bool:
+    """Returns whether an operator's backward has a second matrix product, for its weights: W beside I.
+
+    A projection that stores no weights uses a table of another layer, which is trained through it.
+    """
+    if not isinstance(operator, MatMul | ExpertMatMul | Convolution) or operator.frozen:
+        return False
+    return not operator.weights or any(weight.trained for weight in operator.weights)
+
+
 def one_gemm_with(operator: Operator) -> object:
     """Returns what operators in a row share that run as one GEMM: the same input (Q, K and V; gate and up)."""
     return (operator.tokens, operator.inputs, operator.frozen) if isinstance(operator, MatMul) else id(operator)

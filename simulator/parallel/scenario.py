@@ -10,7 +10,7 @@ from simulator.cluster.spec import ClusterSpec
 from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
-from simulator.parallel.schedule_choice import ScheduleChoice, name_of, shown
+from simulator.parallel.schedule_choice import ScheduleChoice, ends_meet, name_of, shown
 from simulator.parallel.training import Training
 
 
@@ -55,6 +55,11 @@ class Scenario:
     def schedule_name(self) -> str:
         """Name of the schedule: a built-in one's, or that of its table."""
         return name_of(self.schedule)
+
+    @property
+    def ends_meet(self) -> bool:
+        """Whether one pipeline rank holds the first and the last stage of the model."""
+        return ends_meet(self.schedule, self.layout.vpp)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the scenario for the report: plain values, SI, every default of a file filled in."""

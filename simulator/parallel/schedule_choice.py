@@ -55,3 +55,11 @@ def choice_violations(schedule: ScheduleChoice, pp: int, vpp: int, microbatches:
     if isinstance(schedule, PipelineSchedule):
         return table_violations(schedule, pp=pp, vpp=vpp, microbatches=microbatches)
     return schedule_violations(name_of(schedule), pp, vpp, microbatches)
+
+
+def ends_meet(schedule: ScheduleChoice, vpp: int) -> bool:
+    """Returns whether one pipeline rank holds the first and the last stage of the model (V placement)."""
+    if isinstance(schedule, PipelineSchedule):
+        return schedule.stage_to_rank[0] == schedule.stage_to_rank[schedule.chain - 1]
+    name = name_of(schedule)
+    return vpp > 1 if name in LIMITED else SCHEDULES[name].ends_meet

@@ -54,10 +54,16 @@ def layers_per_stage(num_layers: int, num_stages: int) -> tuple[int, ...]:
     return tuple(base + (first <= stage < first + extra) for stage in range(num_stages))
 
 
-def split_into_stages(model: Model, layout: Layout, degrees: Degrees) -> tuple[Stage, ...]:
+def split_into_stages(model: Model, layout: Layout, degrees: Degrees, *, ends_meet: bool = False) -> tuple[Stage, ...]:
     """Returns the virtual stages, pp · vpp of them, in order of the forward pass.
 
     Stages that are to be balanced have been listed before (`simulator.lowering.stage_balance`).
+
+    Args:
+        model: its layers.
+        layout: how many lie on each stage.
+        degrees: number of stages.
+        ends_meet: whether one rank holds the first and the last stage (V placement), and with them one token table.
 
     Raises:
         SimulatorFault: they have not.
@@ -76,6 +82,6 @@ def split_into_stages(model: Model, layout: Layout, degrees: Degrees) -> tuple[S
             layers = (model.embedding, *layers)
         if is_last:
             layers = (*layers, model.head)
-        copy = model.tied_table if is_last and degrees.pp > 1 else None
+        copy = model.tied_table if is_last and degrees.pp > 1 and not ends_meet else None
         stages.append(Stage(index=index, layers=layers, tied_copy=copy))
     return tuple(stages)

@@ -31,7 +31,7 @@ def host_use(costs: StageCosts, schedule: PipelineSchedule, mesh: DeviceMesh, of
     """
     host = nvme = 0
     for rank, in_flight in enumerate(schedule.in_flight_max()):
-        shares = [costs.stages[stage].share for stage in schedule.stages_of(rank)]
+        shares = [costs.stages[stage].share for stage in schedule.model_stages_of(rank)]
         rank_host = sum(int(share.outside.host_bytes) for share in shares)
         rank_nvme = sum(int(share.outside.nvme_bytes) for share in shares)
         layers = [

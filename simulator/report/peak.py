@@ -40,7 +40,7 @@ def peak_of(trace: AllocationTrace, step: LoweredStep, schedule: PipelineSchedul
     if call is not None:
         number, microbatch = (int(value) for value in step.program.classes[class_number].calls[call])
         routine = step.routines[number]
-    stage = None if routine is None or routine.chunk is None else schedule.stages_of(rank)[routine.chunk]
+    stage = None if routine is None or routine.chunk is None else schedule.model_stages_of(rank)[routine.chunk]
     groups = _groups(trace, event)
     for held in step.resident[rank]:
         if held.category in OUTSIDE_ALLOCATOR and held.bytes:

@@ -86,7 +86,7 @@ def _parameters(simulated: Simulated) -> result.Parameters:
         active=model.num_active_parameters,
         embedding=model.num_embedding_parameters,
         per_rank_max=max(
-            sum(int(simulated.costs.stages[stage].share.num_parameters) for stage in schedule.stages_of(rank))
+            sum(int(simulated.costs.stages[stage].share.num_parameters) for stage in schedule.model_stages_of(rank))
             for rank in range(schedule.pp)
         ),
     )

@@ -64,6 +64,8 @@ class ScheduleKind:
     """What the layout and the batch must satisfy."""
     needs_profile: bool = False
     """Whether the order depends on the times and the memory of the stages."""
+    ends_meet: bool = False
+    """Whether one rank holds the first and the last stage of the model, also where there are several."""
 
 
 SCHEDULES: dict[str, ScheduleKind] = {
@@ -73,11 +75,11 @@ SCHEDULES: dict[str, ScheduleKind] = {
     breadth_first.NAME: ScheduleKind(breadth_first.looped_bfs, breadth_first.RULES),
     zero_bubble.NAME_H1: ScheduleKind(zero_bubble.zb_h1, zero_bubble.RULES),
     zero_bubble.NAME_H2: ScheduleKind(zero_bubble.zb_h2, zero_bubble.RULES),
-    zero_bubble_v.NAME: ScheduleKind(zero_bubble_v.zb_v, zero_bubble_v.RULES),
+    zero_bubble_v.NAME: ScheduleKind(zero_bubble_v.zb_v, zero_bubble_v.RULES, ends_meet=True),
     interleaved.NAME_SPLIT: ScheduleKind(interleaved.interleaved_zb, interleaved.RULES),
     auto_zero_bubble.NAME: ScheduleKind(auto_zero_bubble.auto_zero_bubble, auto_zero_bubble.RULES, needs_profile=True),
-    dualpipe.NAME: ScheduleKind(dualpipe.dualpipe, dualpipe.RULES),
-    dualpipe.NAME_V: ScheduleKind(dualpipe.dualpipe_v, dualpipe.RULES_V),
+    dualpipe.NAME: ScheduleKind(dualpipe.dualpipe, dualpipe.RULES, ends_meet=True),
+    dualpipe.NAME_V: ScheduleKind(dualpipe.dualpipe_v, dualpipe.RULES_V, ends_meet=True),
 }
 
 

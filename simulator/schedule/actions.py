@@ -126,6 +126,10 @@ class PipelineSchedule:
         """Returns the virtual stages that a pipeline rank holds, first to last."""
         return tuple(stage for stage, holder in enumerate(self.stage_to_rank) if holder == rank)
 
+    def model_stages_of(self, rank: int) -> tuple[int, ...]:
+        """Returns the stages of the model that a pipeline rank holds, in the order of `stages_of`."""
+        return tuple(stage % self.chain for stage in self.stages_of(rank))
+
     def in_flight_max(self) -> tuple[int, ...]:
         """Returns, per pipeline rank, the most activations of (virtual stage, microbatch) held at one time.
 
@@ -180,6 +184,7 @@ class PipelineSchedule:
         parameters = (kinds == BACKWARD_CODE) | (kinds == BACKWARD_INPUT_CODE)
         return FirstsAndLasts(
             first_forward=_firsts(forward, stages),
+            first_backward=_firsts(parameters, stages),
             first_gradients=_firsts(gradients, stages),
             last_gradients=_firsts(gradients[::-1], stages[::-1])[::-1],
             last_parameters=_firsts(parameters[::-1], stages[::-1])[::-1],
@@ -192,6 +197,8 @@ class FirstsAndLasts:
 
     first_forward: NDArray[np.bool_]
     """The stage's first forward of the step."""
+    first_backward: NDArray[np.bool_]
+    """Its first backward, whole or of inputs."""
     first_gradients: NDArray[np.bool_]
     """The first action that makes gradients of its weights: a whole backward, or one of weights."""
     last_gradients: NDArray[np.bool_]

@@ -24,6 +24,8 @@ def splits(**given: Any) -> Splits:
         "context": None,
         "gradients": WeightGradients.ACCUMULATED,
         "expert_gradients": WeightGradients.ACCUMULATED,
+        "other_gradients": WeightGradients.ACCUMULATED,
+        "quantised": False,
     }
     return Splits(**(plain | given))
 
@@ -87,9 +89,29 @@ def both_passes(
     tapes = layer_tapes(layer, choice, splits() if cuts is None else cuts)
     shape, cut = workload(8) if shape is None else shape, degrees() if cut is None else cut
     forward = played(tapes.forward, _numbers(tapes, {layer.input.name}), shape, cut)
+    return tapes, forward, played(tapes.backward, _before_backward(tapes), shape, cut)
+
+
+def both_halves(
+    layer: Layer,
+    *,
+    choice: RecomputeChoice = NOTHING,
+    cuts: Splits | None = None,
+    shape: Workload | None = None,
+    cut: Degrees | None = None,
+) -> tuple[LayerTapes, Played, Played]:
+    """The tapes of a layer, and the two halves of its backward; the gradient of its input is gone before the second."""
+    tapes = layer_tapes(layer, choice, splits() if cuts is None else cuts)
+    shape, cut = workload(8) if shape is None else shape, degrees() if cut is None else cut
+    inputs = played(tapes.backward_input, _before_backward(tapes), shape, cut)
+    waiting = {number for number in inputs.live[-1] if tapes.forward.entries[number].name != tapes.handed_by_input}
+    return tapes, inputs, played(tapes.backward_weight, waiting, shape, cut)
+
+
+def _before_backward(tapes: LayerTapes) -> set[int]:
+    """What the forward pass has left, and the gradient that the layer after hands over."""
     kept = _numbers(tapes, {tensor.name for tensor in tapes.kept})
-    given = {number for number, entry in enumerate(tapes.forward.entries) if entry.operator == "layer after"}
-    return tapes, forward, played(tapes.backward, kept | given, shape, cut)
+    return kept | {number for number, entry in enumerate(tapes.forward.entries) if entry.operator == "layer after"}
 
 
 def _numbers(tapes: LayerTapes, names: set[str]) -> set[int]:

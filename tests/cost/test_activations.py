@@ -56,6 +56,8 @@ def _kept_with(layer: Layer, choice: RecomputeChoice, cut: Degrees) -> list[Tens
         context=cut.cp > 1,
         gradients=WeightGradients.ACCUMULATED,
         expert_gradients=WeightGradients.ACCUMULATED,
+        other_gradients=WeightGradients.ACCUMULATED,
+        quantised=False,
     )
     return [item for item in layer_tapes(layer, choice, splits).kept if not item.statistic]
 

@@ -452,7 +452,8 @@ def test_kept_gradients_stay_in_the_type_of_their_buffers() -> None:
     """All 800 parameters: 8·(16 + 16) + 16·8 attention, 3·8·24 MLP, two norms of 8; four bytes each."""
     layer = _layer()
     assert layer.num_parameters == 976
-    _, _, backward = both_passes(layer, cuts=splits(gradients=WeightGradients.KEPT))
+    kept = splits(gradients=WeightGradients.KEPT, other_gradients=WeightGradients.KEPT)
+    _, _, backward = both_passes(layer, cuts=kept)
     assert backward.swing.net[MEMORY.index(Memory.GRADIENTS)] == 4 * layer.num_parameters
 
 
@@ -482,6 +483,8 @@ SPLITS = st.builds(
     context=st.sampled_from([*ContextMethod, None]),
     gradients=st.sampled_from(WeightGradients),
     expert_gradients=st.sampled_from(WeightGradients),
+    other_gradients=st.sampled_from(WeightGradients),
+    quantised=st.booleans(),
 )
 
 
@@ -501,7 +504,7 @@ def test_both_passes_leave_only_what_they_hand_over(
         assert left == (layer.output is not None and forward.names(-1) != kept)
         weights = {number for number in backward.live[-1] if backward.entries[number].use is Use.WEIGHT_GRADIENT}
         assert {backward.entries[number].name for number in backward.live[-1] - weights} <= {tapes.handed_gradient}
-        kept_apart = WeightGradients.KEPT in (cuts.gradients, cuts.expert_gradients)
+        kept_apart = WeightGradients.KEPT in (cuts.gradients, cuts.expert_gradients, cuts.other_gradients)
         assert not weights or kept_apart
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from simulator.parallel.degrees import num_microbatches
 from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.mesh import Group, build_mesh
 from simulator.parallel.training import Dtype, Precision, Training
-from simulator.schedule import build_schedule
+from simulator.schedule import ActionKind, build_schedule
 from tests.cluster.machines import spec as machine_spec
 from tests.cluster.machines import tier
 from tests.model.architectures import model
@@ -58,7 +59,7 @@ def _layer_exchanges(
         loss_bytes=0,
     )
     passes = []
-    for lower in (lower_forward, lower_backward):
+    for lower in (lower_forward, partial(lower_backward, kind=ActionKind.BACKWARD)):
         build = RoutineBuilder(name="layer", registry=Registry(), meets=lambda _: False)
         lower(cost, build, lowering, place="layer")
         passes.append(build.exchanges)

@@ -40,6 +40,7 @@ from simulator.parallel.training import (
     Training,
     UpdateRule,
 )
+from simulator.schedule import schedule_is_valid
 
 PROFILES = (
     "h100-superpod",
@@ -51,6 +52,19 @@ PROFILES = (
     "tpu-v4-pod",
     "h100-roce-meta24k",
 )
+VPP = {
+    "gpipe": (1,),
+    "1f1b": (1,),
+    "interleaved-1f1b": (2, 3),
+    "looped-bfs": (2, 3),
+    "zb-h1": (1,),
+    "zb-h2": (1,),
+    "zb-v": (2,),
+    "interleaved-zb": (2, 3),
+    "dualpipe": (1,),
+    "dualpipe-v": (2,),
+}
+"""Schedules whose order is not fitted to a job, and chunks of a rank that they can have."""
 MIXED = Precision(
     compute=Dtype.BF16,
     parameters=Dtype.FP32,
@@ -114,7 +128,7 @@ def scenarios(
     *,
     max_ranks: int = 64,
     max_microbatches: int = 8,
-    schedules: Sequence[str] = ("gpipe", "1f1b", "interleaved-1f1b"),
+    schedules: Sequence[str] = tuple(VPP),
 ) -> Scenario:
     """Valid scenarios with every feature of the simulator.
 
@@ -130,8 +144,15 @@ def scenarios(
         degrees[axis] = draw(st.sampled_from([degree for degree in choices if degree <= left]), label=axis)
         left //= degrees[axis]
     tp, cp, dp, pp = degrees["tp"], degrees["cp"], degrees["dp"], degrees["pp"]
-    schedule = draw(st.sampled_from([name for name in schedules if pp > 1 or name != "interleaved-1f1b"] or ["1f1b"]))
-    vpp = draw(st.sampled_from([2, 3])) if schedule == "interleaved-1f1b" else 1
+    microbatches = draw(st.integers(1, max_microbatches))
+    fitting = {
+        (name, vpp): counts[0]
+        for name in schedules
+        for vpp in VPP[name]
+        if (counts := [m for m in range(microbatches, 4 * pp + 1) if schedule_is_valid(name, pp, vpp, m)])
+    }
+    schedule, vpp = draw(st.sampled_from(list(fitting) or [("1f1b", 1)]))
+    microbatches = fitting.get((schedule, vpp), microbatches)
     in_experts = draw(st.booleans())
     ep = draw(st.sampled_from(_divisors(tp * cp * dp))) if in_experts else 1
     etp = draw(st.sampled_from([part for part in (1, 2) if tp * cp * dp // ep % part == 0])) if in_experts else 1
@@ -157,9 +178,6 @@ def scenarios(
         order=tuple(draw(st.permutations(DEFAULT_ORDER))) if draw(st.booleans()) else DEFAULT_ORDER,
         stages=stages,
     )
-    microbatches = draw(st.integers(1, max_microbatches))
-    if schedule == "interleaved-1f1b":
-        microbatches = -(-microbatches // pp) * pp
     micro_batch = draw(st.sampled_from([1, 1, 2, 3]))
     training = Training(
         sequence_length=2 * tp * cp * draw(st.sampled_from([1, 3, 16, 128])),
