@@ -45,7 +45,7 @@ FORWARD_MARGINS = (0.0, 0.25, 0.5)
 """How much of a forward must fit before the next backward of inputs; 0: it may delay it."""
 WEIGHT_MARGINS = (-1.0, 0.5, 0.75, 0.25, 1.0, 0.0)
 """How much of a backward of weights must fit into a gap; negative: the paper's rule."""
-MOST_ACTIONS_PLAYED = 40_000_000
+MOST_ACTIONS_PLAYED = 20_000_000
 """Actions after which no other way is tried, a few seconds: of 64 ranks and 256 microbatches all ways are."""
 UNLIMITED = 1 << 40
 ROUNDING = 1e-9
@@ -76,7 +76,7 @@ def auto_zero_bubble(
     Raises:
         ScenarioError: a rank has no room for one microbatch.
 
-    Source: Qi et al. 2024, arXiv:2401.10241, sections 3.1 and 6. The limit on forwards, the margins and who goes first
+    Source: Qi et al. 2024, arXiv:2401.10241, sections 3.1 and 6; the limit on forwards, the margins and who goes first
     are tried in all combinations, where the paper has two binary choices. Left out: its integer program.
     """
     stages_of = placement(pp, vpp)
