@@ -302,8 +302,8 @@ holds, in those of one microbatch on its share of the model, kept until W; *weig
 
 {all}
 
-`schedule:` of a scenario is a name of this table; the path of a table of actions (`.csv`, as torch.distributed.pipelining
-writes them, relative to the scenario file); or for `zb-auto` a mapping with a limit:
+`schedule:` of a scenario is a name of this table; the path of a table of actions (`.csv`, as
+torch.distributed.pipelining writes them), relative to the scenario file; or for `zb-auto` a mapping with a limit:
 
 ```yaml
 schedule: zb-auto                                 # the memory of the device, less 6 % for its allocator
@@ -318,9 +318,9 @@ Its formulas, *printed / ours*, without hop; activations are those of the first 
 {formulas}
 
 Bubble rates, (cost - m (F + I + W)) / cost, where the cost is the longest span of a rank: *printed / ours*. Times and
-hops are those that the authors profiled. ZB-1p and ZB-2p are searched for within the memory of p and of 2p microbatches,
-as `zb-auto` is; how much of an activation waits for W is their table 1. The memory that they measured is in
-[accuracy.md](accuracy.md), under "Zero bubble".
+hops are those that the authors profiled. ZB-1p and ZB-2p are searched for within the memory of p and of 2p
+microbatches, as `zb-auto` is; how much of an activation waits for W is their table 1. The memory that they measured is
+in [accuracy.md](accuracy.md), under "Zero bubble".
 
 Source: {source}.
 
@@ -333,8 +333,8 @@ ways of choosing are tried than the paper's. 1F1B-I is up to 0.0035 higher: its 
 {ratios}
 
 The times of the runs with ZB-V are not printed. Two numbers of each row, W and the hop as shares of F + I + W with
-F = I, follow from its columns of 1F1B and ZB-H1; the other columns are then predictions. The authors' ZB-V moves every W
-as far back as its memory allows, which the order by hand does not.
+F = I, follow from its columns of 1F1B and ZB-H1; the other columns are then predictions. The authors' ZB-V moves every
+W as far back as its memory allows, which the order by hand does not.
 
 Source: {source_v}.
 
