@@ -8,16 +8,16 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import simulator
 from simulator.errors import ScenarioError, Violation
+from simulator.exits import DOES_NOT_FIT, exits, stop, tell
 from simulator.options import (
+    ActionsOption,
     CsvOption,
     ExplainOption,
     FitOption,
@@ -25,23 +25,27 @@ from simulator.options import (
     KindArgument,
     Listed,
     MemoryClassOption,
+    MicrobatchesOption,
+    PictureOption,
+    PpOption,
     QuietOption,
     ScenarioArgument,
     Schema,
     SetOption,
     SnapshotOption,
+    TimelineClassOption,
+    TimelineOption,
+    TimesOption,
     TraceOption,
+    VppOption,
+    WindowOption,
+    overrides_of,
 )
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from simulator.config.scenario import Scenario
-
-BAD_INPUT, DOES_NOT_FIT, FAULT, INTERRUPTED = 2, 3, 1, 130
-"""Exit statuses besides 0."""
-MAX_PRINTED_PROBLEMS = 200
-_NEW_ISSUE = "please report it with the scenario and this message"
+    from simulator.outcome import Outcome
 
 app = typer.Typer(
     name="shardsim",
@@ -60,7 +64,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without the letter shows ?
-    with _exits():
+    with exits():
         app(prog_name="shardsim")
 
 
@@ -86,6 +90,10 @@ def run(
     json: JsonOption = None,
     csv: CsvOption = None,
     trace: TraceOption = None,
+    timeline: TimelineOption = None,
+    timeline_class: TimelineClassOption = None,
+    picture: PictureOption = None,
+    window: WindowOption = None,
     memory_snapshot: SnapshotOption = None,
     memory_class: MemoryClassOption = None,
     explain: ExplainOption = False,
@@ -93,42 +101,48 @@ def run(
     require_fit: FitOption = False,
 ) -> None:
     """Simulate one scenario and print its report."""
-    with _exits():
-        outputs = {"--json": json, "--csv": csv, "--trace": trace, "--memory-snapshot": memory_snapshot}
+    with exits():
+        outputs = {"--json": json, "--csv": csv, "--trace": trace, "--timeline": timeline, "--picture": picture}
+        outputs |= {"--memory-snapshot": memory_snapshot}
         files = _checked_files(outputs, [scenario])
-        if memory_class is not None and memory_snapshot is None:
-            why = "it chooses the rank class whose allocations a snapshot shows"
-            mend = "add --memory-snapshot FILE, or leave it out"
-            raise ScenarioError([_violation("--memory-class", "is given without --memory-snapshot", why, mend)])
+        _require_use("--memory-class", memory_class, {"--memory-snapshot": memory_snapshot})
+        _require_use("--timeline-class", timeline_class, {"--timeline": timeline, "--trace": trace})
+        _require_use("--window", window, {"--picture": picture})
+        _check_endings(timeline, picture)
         from simulator.config.scenario import input_files, read_scenario
 
-        resolved = read_scenario(scenario, _overrides(changes))
+        resolved = read_scenario(scenario, overrides_of(changes))
         _checked_files(outputs, input_files(resolved))
+        from simulator.outcome import Wanted, simulate_in_full
         from simulator.report.tables import report_csv
         from simulator.report.terminal import print_report
-        from simulator.simulate import Wanted, simulate_in_full
 
         wanted = Wanted(
             explain=explain,
             trace=trace is not None,
+            timeline=timeline is not None,
+            timeline_classes=tuple(timeline_class or ()),
+            pipeline=picture is not None,
             snapshot=memory_snapshot is not None,
             memory_class=memory_class,
         )
-        with _working(f"simulating {resolved.name}"):
-            outcome = simulate_in_full(resolved, wanted)
+        with working(f"simulating {resolved.name}") as progress:
+            outcome = simulate_in_full(resolved, wanted, progress)
         report = outcome.report
         json_text = "" if json is None else _json_text(report.to_dict())
         csv_text = "" if csv is None else report_csv(report)
         _write_text("--json", json, json_text)
         _write_text("--csv", csv, csv_text)
-        _write_trace(trace, outcome.trace)
-        _write_snapshot(memory_snapshot, outcome.snapshot)
+        _write_trace(trace, outcome.trace, timeline_class)
+        if timeline is not None and outcome.timeline is not None and not timeline_class:
+            _tell_left_out("timeline", report.engine.rank_classes - outcome.timeline["class"].n_unique())
+        _write_others(outcome, timeline=timeline, picture=picture, window=window, snapshot=memory_snapshot)
         if not quiet and "-" not in files:
             print_report(report, _console())
         if require_fit and not report.memory.fits:
             if quiet or "-" in files:
-                _tell(f"{resolved.name} does not fit: {report.memory.shortfall_bytes} bytes short")
-            _stop(DOES_NOT_FIT)
+                tell(f"{resolved.name} does not fit: {report.memory.shortfall_bytes} bytes short")
+            stop(DOES_NOT_FIT)
 
 
 @app.command()
@@ -145,21 +159,21 @@ def compare(
     quiet: QuietOption = False,
 ) -> None:
     """Simulate several scenarios, or the variants of one, and print them side by side, best first."""
-    with _exits():
+    with exits():
         outputs = {"--json": json, "--csv": csv, "--trace": trace}
         files = _checked_files(outputs, scenarios)
+        from simulator.compare import ranked, read_all
         from simulator.config.scenario import input_files
 
-        resolved = _read_all(scenarios, _overrides(changes))
+        resolved = read_all(scenarios, overrides_of(changes))
         inputs = [name for scenario in resolved for name in input_files(scenario)]
         _checked_files(outputs, inputs)
-        from simulator.compare import ranked
+        from simulator.outcome import Wanted, simulate_in_full
         from simulator.report.comparison import comparison_table, print_comparison
         from simulator.report.tables import comparison_csv
-        from simulator.simulate import Wanted, simulate_in_full
 
-        with _working(f"simulating {len(resolved)} scenarios"):
-            results = ranked(resolved)
+        with working(f"simulating {len(resolved)} scenarios") as progress:
+            results = ranked(resolved, progress)
         reports = [report for _, report in results]
         timeline = None
         if trace is not None:
@@ -181,7 +195,7 @@ def list_builtin(
     ] = None,
 ) -> None:
     """List what is built in."""
-    with _exits():
+    with exits():
         from simulator.config.listing import listing
 
         for each in [_kind(kind)] if kind is not None else list(Listed):
@@ -195,19 +209,63 @@ def list_builtin(
 
 @app.command()
 def show(
-    kind: KindArgument, name: Annotated[str, typer.Argument(metavar="NAME", help="As `shardsim list` names it.")]
+    kind: KindArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `shardsim list` names it.")],
+    pp: PpOption = None,
+    vpp: VppOption = None,
+    microbatches: MicrobatchesOption = None,
+    times: TimesOption = None,
+    picture: PictureOption = None,
+    csv: ActionsOption = None,
 ) -> None:
-    """Print a built-in model, cluster, schedule or scenario in full, with its sources."""
-    with _exits():
+    """Print a built-in model, cluster, schedule or scenario in full, with its sources.
+
+    The options are those of a schedule: it is drawn, and its table of actions can be written.
+    """
+    with exits():
         from simulator.config.listing import full_text
 
-        typer.echo(full_text(_kind(kind).value, name), nl=False)
+        text = full_text(_kind(kind).value, name)
+        options = {"--pp": pp, "--vpp": vpp, "--microbatches": microbatches, "--times": times}
+        options |= {"--picture": picture, "--csv": csv}
+        if _kind(kind) is Listed.SCHEDULES:
+            _show_schedule(name, pp=pp, vpp=vpp, microbatches=microbatches, times=times, picture=picture, csv=csv)
+            return
+        for option, value in options.items():
+            if value is not None:
+                why = "only a schedule is drawn"
+                raise ScenarioError([_violation(option, f"says nothing of {_kind(kind)}", why, "leave it out")])
+        typer.echo(text, nl=False)
+
+
+def _show_schedule(
+    name: str,
+    *,
+    pp: int | None,
+    vpp: int | None,
+    microbatches: int | None,
+    times: str | None,
+    picture: str | None,
+    csv: str | None,
+) -> None:
+    files = _checked_files({"--picture": picture, "--csv": csv}, [])
+    _check_endings(None, picture)
+    from simulator.outputs import write_picture_file
+    from simulator.report.schedule_card import parse_times, print_card, schedule_card
+    from simulator.schedule.table import write_schedule_csv
+
+    card = schedule_card(name, pp=pp, vpp=vpp, microbatches=microbatches, times=parse_times(times))
+    if picture is not None:
+        write_picture_file(picture, card.actions)
+    _write_text("--csv", csv, write_schedule_csv(card.schedule))
+    if "-" not in files:
+        print_card(card, _console())
 
 
 @app.command()
 def schema(kind: Annotated[Schema, typer.Argument(help="The kind of file.")] = Schema.SCENARIO) -> None:
     """Print the JSON Schema of a kind of file, for editors."""
-    with _exits():
+    with exits():
         from simulator.config.schema import SchemaKind, json_schema
 
         typer.echo(_json_text(json_schema(SchemaKind(kind.value))), nl=False)
@@ -221,7 +279,7 @@ def import_config(
     ] = "-",
 ) -> None:
     """Turn a Hugging Face config.json into a model file. A scenario can also name the config.json itself."""
-    with _exits():
+    with exits():
         _checked_files({"--output": output}, [file])
         from pathlib import Path
 
@@ -239,61 +297,11 @@ def _kind(text: str) -> Listed:
     raise ScenarioError([_violation("", f"{text[:40]!r} is not a kind", why, f"write one of {', '.join(Listed)}")])
 
 
-def _working(text: str) -> contextlib.AbstractContextManager[object]:
-    """Shows on a terminal's standard error that something goes on; elsewhere nothing."""
-    if not sys.stderr.isatty():
-        return contextlib.nullcontext()
-    from rich.console import Console
-
-    return Console(stderr=True).status(text)
-
-
 def _checked_files(files: dict[str, str | None], inputs: Sequence[str]) -> list[str]:
     from simulator.outputs import check_outputs
 
     check_outputs(files, inputs=tuple(inputs))
     return [name for name in files.values() if name is not None]
-
-
-def _overrides(changes: Sequence[str] | None) -> dict[str, str]:
-    found: dict[str, str] = {}
-    problems = []
-    for change in changes or ():
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            why = "--set changes one value of the scenario by its dotted path"
-            mend = "write KEY=VALUE, for example --set layout.tp=8"
-            problems.append(_violation(f"--set {change[:80]}", "has no key and value", why, mend))
-        found.pop(key.strip(), None)  # the last of several counts, and is applied last
-        found[key.strip()] = value
-    if problems:
-        raise ScenarioError(problems)
-    return found
-
-
-def _read_all(names: Sequence[str], overrides: dict[str, str]) -> list[Scenario]:
-    """Returns all scenarios and their variants, or raises the problems of all files at once.
-
-    Scenarios of different files that have the same name are told apart by their files.
-    """
-    from simulator.config.scenario import read_variants
-
-    found: list[tuple[Scenario, str]] = []
-    problems: list[Any] = []
-    for name in names:
-        try:
-            found += [(scenario, name) for scenario in read_variants(name, overrides)]
-        except ScenarioError as error:
-            problems += error.problems
-    if not problems and len(found) < 2:
-        why = "a comparison needs two results"
-        problems = [
-            _violation(names[0], "has no variants", why, "name a second scenario, or add variants: to this one")
-        ]
-    if problems:
-        raise ScenarioError(list(dict.fromkeys(problems)))
-    uses = Counter(each.name for each, _ in found)
-    return [replace(each, name=f"{each.name} ({file})") if uses[each.name] > 1 else each for each, file in found]
 
 
 def _write_text(option: str, name: str | None, text: str) -> None:
@@ -303,26 +311,55 @@ def _write_text(option: str, name: str | None, text: str) -> None:
         write_output(option, name, lambda file: file.write(text))
 
 
-def _write_trace(name: str | None, timeline: Any) -> None:
-    if name is None:
-        return
-    from simulator.outputs import write_output
-    from simulator.report.trace import write_trace
-
-    def write(file: TextIO) -> None:
-        coverage = write_trace(timeline, file)
-        if coverage.left_out:
-            _tell(f"the trace leaves out {len(coverage.left_out)} rank classes to stay within a size that viewers open")
-
-    write_output("--trace", name, write)
-
-
-def _write_snapshot(name: str | None, recording: Any) -> None:
+def _write_trace(name: str | None, trace: Any, classes: Sequence[str] | None = None) -> None:
     if name is not None:
-        from simulator.outputs import write_binary_output
-        from simulator.report.recording import snapshot_with_peak
+        from simulator.outputs import write_trace_file
 
-        write_binary_output("--memory-snapshot", name, snapshot_with_peak(recording))
+        left_out = write_trace_file(name, trace)
+        _tell_left_out("trace", 0 if classes else left_out)
+
+
+def _write_others(
+    outcome: Outcome, *, timeline: str | None, picture: str | None, window: str | None, snapshot: str | None
+) -> None:
+    from simulator.outputs import write_picture_file, write_snapshot_file, write_timeline_file
+
+    if timeline is not None and outcome.timeline is not None:
+        write_timeline_file(timeline, outcome.timeline)
+    if picture is not None and outcome.pipeline is not None:
+        missing = write_picture_file(picture, outcome.pipeline, window)
+        if missing:
+            tell(f"the picture leaves out {missing} pipeline ranks, as all together ran too many tasks to be kept")
+    if snapshot is not None and outcome.snapshot is not None:
+        write_snapshot_file(snapshot, outcome.snapshot)
+
+
+def _tell_left_out(what: str, count: int) -> None:
+    if count:
+        classes = f"{count} rank class{'es' if count > 1 else ''}"
+        tell(f"the {what} leaves out {classes} to stay within a size that viewers open; --timeline-class chooses")
+
+
+def _require_use(option: str, value: object, users: dict[str, str | None]) -> None:
+    """Refuses an option that says something about outputs none of which is written."""
+    if value and not any(users.values()):
+        names = " or ".join(users)
+        why = f"it says what is shown by {names}"
+        raise ScenarioError(
+            [_violation(option, f"is given without {names}", why, f"add {names} FILE, or leave it out")]
+        )
+
+
+def _check_endings(timeline: str | None, picture: str | None) -> None:
+    """Refuses files of an unknown kind before the work."""
+    if timeline is not None:
+        from simulator.report.spans import table_format
+
+        table_format(timeline)
+    if picture not in (None, "-"):
+        from simulator.report.pipeline_figure import picture_format
+
+        picture_format(str(picture))
 
 
 def _json_text(value: object) -> str:
@@ -339,50 +376,3 @@ def _console() -> Console:
 
 def _violation(path: str, problem: str, why: str, mend: str) -> Violation:
     return Violation(path=path, problem=problem, why=why, mend=mend)
-
-
-@contextlib.contextmanager
-def _exits() -> Iterator[None]:
-    """Turns what ends a command early into its exit status and message."""
-    try:
-        yield
-        sys.stdout.flush()
-    except ScenarioError as error:
-        shown = error.problems[:MAX_PRINTED_PROBLEMS]
-        more = len(error.problems) - len(shown)
-        print(ScenarioError(shown), file=sys.stderr)
-        if more:
-            print(f"… and {more} more problems", file=sys.stderr)
-        _stop(BAD_INPUT)
-    except KeyboardInterrupt:
-        _tell("interrupted")
-        _stop(INTERRUPTED)
-    except BrokenPipeError:  # the reader has gone (`| head`)
-        _abandon_output()
-        _stop(0)
-    except OSError as error:
-        _abandon_output()
-        _tell(f"cannot read or write: {error}")
-        _stop(BAD_INPUT)
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] in ("typer", "click"):  # usage errors and exits belong to typer
-            raise
-        if os.environ.get("SHARDSIM_TRACEBACK") == "1":
-            raise
-        _tell(f"fault of the program: {type(error).__name__}: {str(error)[:500]}")
-        print(f"  {_NEW_ISSUE}; SHARDSIM_TRACEBACK=1 shows where it happened", file=sys.stderr)
-        _stop(FAULT)
-
-
-def _abandon_output() -> None:
-    """Points standard output elsewhere, as Python flushes it once more at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _tell(message: str) -> None:
-    print(f"shardsim: {message}", file=sys.stderr)
-
-
-def _stop(status: int) -> NoReturn:
-    raise SystemExit(status)

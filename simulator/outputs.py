@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from simulator.errors import ScenarioError, Violation
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from simulator.report.pipeline_actions import PipelineActions
+    from simulator.report.snapshot import Recording
+    from simulator.report.trace import Trace
 
 STANDARD_OUTPUT = "-"
 
@@ -76,6 +84,52 @@ def write_binary_output(option: str, name: str, content: bytes) -> None:
         file.write(content)
 
     _write_file(option, name, write, {"mode": "wb"})
+
+
+def write_trace_file(name: str, trace: Trace) -> int:
+    """Writes a trace and returns how many rank classes it leaves out."""
+    from simulator.report.trace import write_trace
+
+    left_out: list[str] = []
+    write_output("--trace", name, lambda file: left_out.extend(write_trace(trace, file).left_out))
+    return len(left_out)
+
+
+def write_timeline_file(name: str, table: pl.DataFrame) -> None:
+    """Writes a table of spans."""
+    from simulator.report.spans import TableFormat, table_format
+
+    if table_format(name) is TableFormat.CSV:
+        write_output("--timeline", name, lambda file: file.write(table.write_csv()))
+    else:
+        content = io.BytesIO()
+        table.write_parquet(content)
+        write_binary_output("--timeline", name, content.getvalue())
+
+
+def write_picture_file(name: str, actions: PipelineActions, window: str | None = None) -> int:
+    """Writes a picture of the pipeline, or prints it, and returns how many pipeline ranks it leaves out."""
+    from simulator.report.pipeline_style import parse_window
+
+    part = None if window is None else parse_window(window, actions)
+    if name == STANDARD_OUTPUT:
+        from rich.console import Console
+
+        from simulator.report.pipeline_text import print_picture
+
+        print_picture(actions, Console(file=sys.stdout, highlight=False), part)
+    else:
+        from simulator.report.pipeline_figure import draw_picture, picture_format
+
+        write_binary_output("--picture", name, draw_picture(actions, picture_format(name), part))
+    return actions.pp - len(actions.ranks)
+
+
+def write_snapshot_file(name: str, recording: Recording) -> None:
+    """Writes a snapshot of the allocations of a rank class."""
+    from simulator.report.recording import snapshot_with_peak
+
+    write_binary_output("--memory-snapshot", name, snapshot_with_peak(recording))
 
 
 def _write_file(option: str, name: str, write: Callable[[Any], object], opening: dict[str, str]) -> None:

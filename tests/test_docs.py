@@ -10,6 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from simulator.cli import app
+from simulator.report.pipeline_figure import PictureFormat, draw_picture
+from simulator.report.schedule_card import parse_times, schedule_card
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUATIONS = ROOT / "docs" / "equations.md"
@@ -85,3 +87,29 @@ def test_the_files_of_the_manual_run(tmp_path: Path) -> None:
     for command in ("run", "compare"):
         result = CliRunner().invoke(app, [command, str(tmp_path / "my-scenario.yaml")])
         assert result.exit_code == 0, result.output
+
+
+TIMELINE = (ROOT / "docs" / "timeline.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", [line.split("#")[0] for line in TIMELINE.splitlines() if line.startswith("shardsim ")])
+def test_every_example_of_the_timeline_runs(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, shlex.split(line)[1:])
+    assert result.exit_code == 0, result.output
+
+
+def test_the_python_of_the_timeline_runs() -> None:
+    found: dict[str, object] = {}
+    exec(compile(TIMELINE.split("```python\n")[1].split("```")[0], "timeline.md", "exec"), found)
+    assert found["busy"] is not None
+
+
+def test_the_picture_of_the_timeline_is_what_its_script_draws() -> None:
+    card = schedule_card("dualpipe", pp=4, microbatches=8, times=parse_times(None))
+    drawn = draw_picture(card.actions, PictureFormat.SVG).decode()
+    shown = (ROOT / "docs" / "schedule.svg").read_text(encoding="utf-8")
+    # Letters are drawn by the library's own font, whose outlines may change from version to version.
+    shapes = [re.findall(r"<path d=.*?fill: #[0-9a-f]{6}", text, re.DOTALL) for text in (drawn, shown)]
+    assert len(shapes[0]) > 50
+    assert shapes[0] == shapes[1]

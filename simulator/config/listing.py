@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from pathlib import Path
 
 from simulator.config.document import read_document
@@ -49,8 +48,8 @@ def full_text(kind: str, name: str) -> str:
 
 
 def _about_schedule(name: str) -> str:
-    """Returns the description of a schedule: that of its module."""
-    return inspect.getdoc(sys.modules[SCHEDULES[name].build.__module__]) or name
+    """Returns the description of a schedule: that of its builder."""
+    return (inspect.getdoc(SCHEDULES[name].build) or name).removeprefix("Returns ")
 
 
 def _about_file(path: Path) -> str:

@@ -15,6 +15,7 @@ from simulator.config.library import FILE_ENDINGS, Kind, builtin_path, looks_lik
 from simulator.config.overrides import Override, apply_override, command_line_overrides, variant_overrides
 from simulator.config.scenario_form import Origin, Scenario, ScenarioForm
 from simulator.config.schedule_table import read_schedule
+from simulator.config.token_table import with_token_table
 from simulator.config.tree import Entry, Node, Place, entries_of
 from simulator.config.wording import shortened
 from simulator.cost.validity import broken_rules
@@ -141,6 +142,8 @@ class _Source:
             if change.path[0] not in unresolved:
                 root, found = apply_override(root, change)
                 problems += found
+        root, found = with_token_table(root, self.path.parent)
+        problems += found
         filled, found = check_form(root, ScenarioForm, unresolved=frozenset(unresolved))
         problems += found
         if filled is None or problems:

@@ -16,6 +16,7 @@ from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.schedule_choice import LimitedSchedule
 from simulator.parallel.training import Training
+from simulator.parallel.variability import Variability
 from simulator.schedule import SCHEDULES
 
 MAX_DEVICES = 1 << 24
@@ -47,7 +48,10 @@ class ScenarioForm(BaseModel):
     training: Training = Field(description="Batch, precision, optimizer, recompute, overlap.")
     assumptions: Assumptions = Field(Assumptions(), description="Constants of the model that the user knows better.")
     variants: dict[str, dict[str, Any]] = Field({}, description="For compare: by name, values by dotted path.")
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(0, description="Seed of what is random; nothing is yet.")
+    variability: Variability = Field(
+        Variability(), description="Ranks that are not alike: stragglers, slow links, jitter, uneven microbatches."
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = Field(0, description="Seed of what is random in variability.")
 
     @field_validator("schedule")
     @classmethod

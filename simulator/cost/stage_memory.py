@@ -25,6 +25,7 @@ from simulator.cost.memory import Memory, Swing, given_back, taken
 from simulator.cost.pass_memory import (
     ALL_GATHER_BUFFER,
     GATHERED_PARAMETERS,
+    NO_TURN,
     OF_INPUTS,
     OF_WEIGHTS,
     REDUCE_SCATTER_INPUT,
@@ -49,6 +50,8 @@ class MemoryRules(LayerRules):
 
     def turn(self, kind: ActionKind, turn: Turn) -> Turn:
         """Returns a turn without what makes no difference to the memory of such a pass: often none does."""
+        if self.zero < 2:
+            return NO_TURN
         of_inputs, of_weights = kind in OF_INPUTS, kind in OF_WEIGHTS
         stay = self.zero >= 3 and not self.reshard_after_forward
         begin = self.zero >= 2 and self.reduces_once

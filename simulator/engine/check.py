@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from simulator.engine.program import Program, RankClass, Routine, Task
+from simulator.engine.call_lists import CallList, call_lists
+from simulator.engine.program import Program, RankClass, Task
 from simulator.errors import SimulatorFault
 
 MAX_CATEGORIES = 256
@@ -20,6 +22,8 @@ class ProgramError(SimulatorFault):
 def check_program(program: Program) -> None:
     """Check indices, lengths and signs, that communicators are used in order, and that events are recorded once.
 
+    What depends only on the calls of a class is checked once for each distinct list of calls.
+
     Args:
         program: Any program.
 
@@ -30,21 +34,31 @@ def check_program(program: Program) -> None:
     _require(0 < len(program.categories) <= MAX_CATEGORIES, f"a program has 1 to {MAX_CATEGORIES} categories")
     for resource in program.resources:
         capacity = resource.bytes_per_s
-        _require(capacity > 0 and math.isfinite(capacity), f"resource `{resource.name}`: capacity {capacity} bytes/s")
+        if not (capacity > 0 and math.isfinite(capacity)):
+            raise ProgramError(f"resource `{resource.name}`: capacity {capacity} bytes/s")
     for communicator in program.communicators:
-        _require(communicator.participants > 0, f"communicator `{communicator.name}` has no participants")
+        if communicator.participants <= 0:
+            raise ProgramError(f"communicator `{communicator.name}` has no participants")
     for routine in program.routines:
         for task in routine.tasks:
             _check_task(program, task, f"routine `{routine.name}`, task `{task.name}`")
     for rank_class in program.classes:
         _check_class(program, rank_class)
-        _check_records(program, rank_class)
-    _check_communicators(program)
+    lists = call_lists(program)
+    for each in lists:
+        _check_calls(program, each)
+        _check_slots(program, each)
+        _check_records(program, each)
+    _check_communicators(program, lists)
 
 
 def _require(condition: bool, problem: str) -> None:
     if not condition:
         raise ProgramError(problem)
+
+
+def _place(rank_class: RankClass) -> str:
+    return f"rank class `{rank_class.name}`"
 
 
 def _check_task(program: Program, task: Task, place: str) -> None:
@@ -61,19 +75,38 @@ def _check_task(program: Program, task: Task, place: str) -> None:
 
 
 def _check_class(program: Program, rank_class: RankClass) -> None:
-    place = f"rank class `{rank_class.name}`"
-    calls = rank_class.calls
-    _require(rank_class.count > 0, f"{place}: count is {rank_class.count}")
+    """Checks what is a class's own; called for every one of maybe a million, so texts are made only for an error."""
+    if rank_class.count <= 0:
+        raise ProgramError(f"{_place(rank_class)}: count is {rank_class.count}")
+    if len(rank_class.initial) != len(program.counters):
+        raise ProgramError(f"{_place(rank_class)}: `initial` needs one level for each counter")
+    _check_numbers(rank_class, "resource", rank_class.resources, len(program.resources))
+    _check_numbers(rank_class, "communicator", rank_class.communicators, len(program.communicators))
+    if len(set(rank_class.communicators)) != len(rank_class.communicators):
+        raise ProgramError(f"{_place(rank_class)}: a communicator is named twice")
+    pace = rank_class.pace
+    if pace is None:
+        return
+    if pace.shape != rank_class.calls.shape[:1]:
+        raise ProgramError(
+            f"{_place(rank_class)}: pace has shape {pace.shape}, but there are {len(rank_class.calls)} calls"
+        )
+    if pace.dtype != np.int32:
+        raise ProgramError(f"{_place(rank_class)}: pace is {pace.dtype}, not int32")
+    if len(pace) and pace.min() < 1:
+        raise ProgramError(f"{_place(rank_class)}: pace of call {int(pace.argmin())} is {pace.min()}, less than 1")
+
+
+def _check_numbers(rank_class: RankClass, what: str, numbers: Sequence[int], end: int) -> None:
+    if numbers and (min(numbers) < 0 or max(numbers) >= end):
+        wrong = next(number for number in numbers if not 0 <= number < end)
+        raise ProgramError(f"{_place(rank_class)}: {what} {wrong} does not exist")
+
+
+def _check_calls(program: Program, each: CallList) -> None:
+    calls, place = each.calls, _place(program.classes[each.classes[0]])
     _require(calls.ndim == 2 and calls.shape[1] == 2, f"{place}: calls have shape {calls.shape}, not [num_calls, 2]")
     _require(np.issubdtype(calls.dtype, np.integer), f"{place}: calls are {calls.dtype}, not integers")
-    _require(len(rank_class.initial) == len(program.counters), f"{place}: `initial` needs one level for each counter")
-    for resource in rank_class.resources:
-        _require(0 <= resource < len(program.resources), f"{place}: resource {resource} does not exist")
-    for communicator in rank_class.communicators:
-        _require(0 <= communicator < len(program.communicators), f"{place}: communicator {communicator} does not exist")
-    _require(
-        len(set(rank_class.communicators)) == len(rank_class.communicators), f"{place}: a communicator is named twice"
-    )
     if len(calls) == 0:
         return
     _require(calls.min() >= 0, f"{place}: a call is negative")
@@ -81,33 +114,37 @@ def _check_class(program: Program, rank_class: RankClass) -> None:
     _require(
         calls[:, 1].max() < program.num_indices, f"{place}: call index {calls[:, 1].max()} of {program.num_indices}"
     )
-    for routine in _used_routines(program, rank_class):
+
+
+def _check_slots(program: Program, each: CallList) -> None:
+    """Each class has the resource and communicator slots that its routines use."""
+    classes = [program.classes[number] for number in each.classes.tolist()]
+    fewest_resources = min(classes, key=lambda rank_class: len(rank_class.resources))
+    fewest_communicators = min(classes, key=lambda rank_class: len(rank_class.communicators))
+    for routine in (program.routines[number] for number in each.routines):
         for task in routine.tasks:
+            uses = f"routine `{routine.name}`, task `{task.name}` uses a"
             slots = [demand.resource for demand in task.demands]
             _require(
-                max(slots, default=-1) < len(rank_class.resources),
-                f"{place}: routine `{routine.name}`, task `{task.name}` uses a resource slot that the class lacks",
+                max(slots, default=-1) < len(fewest_resources.resources),
+                f"{_place(fewest_resources)}: {uses} resource slot that the class lacks",
             )
             _require(
-                task.communicator is None or task.communicator < len(rank_class.communicators),
-                f"{place}: routine `{routine.name}`, task `{task.name}` uses a communicator slot that the class lacks",
+                task.communicator is None or task.communicator < len(fewest_communicators.communicators),
+                f"{_place(fewest_communicators)}: {uses} communicator slot that the class lacks",
             )
 
 
-def _used_routines(program: Program, rank_class: RankClass) -> list[Routine]:
-    return [program.routines[number] for number in np.flatnonzero(np.bincount(rank_class.calls[:, 0]))]
-
-
-def _check_records(program: Program, rank_class: RankClass) -> None:
+def _check_records(program: Program, each: CallList) -> None:
     """Each event (slot, index) of a class is recorded at most once."""
     recorders: dict[int, list[int]] = {}
-    for number in np.flatnonzero(np.bincount(rank_class.calls[:, 0])):
+    for number in each.routines:
         for task in program.routines[number].tasks:
             if task.records is not None:
-                recorders.setdefault(task.records, []).append(int(number))
+                recorders.setdefault(task.records, []).append(number)
     if not recorders:
         return
-    routines, indices = rank_class.calls.T.astype(np.int64)
+    routines, indices = each.calls.T.astype(np.int64)
     times_called = np.bincount(routines, minlength=len(program.routines))
     no_call_twice = bool(np.bincount(routines * program.num_indices + indices).max() <= 1)
     indices_of = {
@@ -122,28 +159,27 @@ def _check_records(program: Program, rank_class: RankClass) -> None:
         else:
             recorded = np.concatenate([indices_of[number] for number in numbers])
             once = bool(np.bincount(recorded, minlength=1).max() <= 1)
-        _require(once, f"rank class `{rank_class.name}`: event `{event.name}` is recorded twice")
+        place = _place(program.classes[each.classes[0]])
+        _require(once, f"{place}: event `{event.name}` is recorded twice")
 
 
-def _check_communicators(program: Program) -> None:
+def _check_communicators(program: Program, lists: Sequence[CallList]) -> None:
     """A class uses a communicator from one stream only, and no more classes use it than it has participants."""
     users = [0] * len(program.communicators)
-    for rank_class in program.classes:
+    for each in lists:
         stream_of: dict[int, int] = {}
-        for routine in _used_routines(program, rank_class):
-            for task in routine.tasks:
-                if task.communicator is None:
-                    continue
-                communicator = rank_class.communicators[task.communicator]
-                _require(
-                    stream_of.setdefault(communicator, task.stream) == task.stream,
-                    f"rank class `{rank_class.name}` uses communicator `{program.communicators[communicator].name}` "
-                    "from two streams",
-                )
-        for used in stream_of:
-            users[used] += 1
+        for task in (task for number in each.routines for task in program.routines[number].tasks):
+            if task.communicator is not None and stream_of.setdefault(task.communicator, task.stream) != task.stream:
+                rank_class = program.classes[each.classes[0]]
+                communicator = program.communicators[rank_class.communicators[task.communicator]]
+                raise ProgramError(f"{_place(rank_class)} uses communicator `{communicator.name}` from two streams")
+        for number in each.classes.tolist():
+            communicators = program.classes[number].communicators
+            for slot in stream_of:
+                users[communicators[slot]] += 1
     for group, num_users in zip(program.communicators, users, strict=True):
-        _require(
-            num_users <= group.participants,
-            f"communicator `{group.name}` has {group.participants} participants, but {num_users} rank classes use it",
-        )
+        if num_users > group.participants:
+            raise ProgramError(
+                f"communicator `{group.name}` has {group.participants} participants, "
+                f"but {num_users} rank classes use it"
+            )

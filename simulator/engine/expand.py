@@ -13,12 +13,26 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.engine.arrays import FlatProgram
-from simulator.engine.tables import FIXED, SEG_KIND, SEG_LOGGED
+from simulator.engine.program import OWN_PACE
+from simulator.engine.tables import (
+    BLOCK_END,
+    BLOCK_FIRST,
+    CALL_BLOCK,
+    CALL_INDEX,
+    CALL_POSITION,
+    FIXED,
+    SEG_KIND,
+    SEG_LOGGED,
+)
 from simulator.engine.timeline import SPAN_DTYPE, CounterLog, CounterPeak
 
 IntArray = npt.NDArray[np.int64]
-CHANGE_OFFSET, CHANGE_AT_START, CHANGE_COUNTER, CHANGE_DELTA = range(4)
-TASK_POSITION, TASK_BEGIN, TASK_END = range(3)
+CHANGE_OFFSET, CHANGE_UNITS, CHANGE_AT_START, CHANGE_COUNTER, CHANGE_DELTA = range(5)
+NUM_CHANGE_COLUMNS = 5
+TASK_POSITION, TASK_BEGIN, TASK_BEGIN_UNITS, TASK_END, TASK_END_UNITS = range(5)
+NUM_TASK_COLUMNS = 5
+# Rows of the columns of spans that follow from the log.
+SPAN_POSITION, SPAN_BEGIN, SPAN_END = range(3)
 # Rows of the extremes of counters: one column for each counter, and one for their sum.
 AT_PEAK, FINAL, HIGHEST, LOWEST = range(4)
 
@@ -58,15 +72,14 @@ class LoggedTimes:
         plan = self.flat.plan
         streams = class_index * plan.num_streams + np.arange(plan.num_streams)
         begin = np.zeros(plan.num_streams + 1, dtype=np.int64)
-        for number, stream in enumerate(streams):
-            blocks = plan.call_block[plan.calls_begin[stream] : plan.calls_begin[stream + 1]]
-            begin[number + 1] = begin[number] + self.changes_of_block[blocks].sum()
+        calls = [_calls_of(self.flat, stream) for stream in streams.tolist()]
+        for number in range(plan.num_streams):
+            begin[number + 1] = begin[number] + self.changes_of_block[calls[number][:, CALL_BLOCK]].sum()
         keys, rows = np.empty(begin[-1], dtype=np.int64), np.empty(begin[-1], dtype=np.int64)
         for number, stream in enumerate(streams):
             _expand_changes(
                 self.num_times,
-                plan.blocks,
-                plan.call_block[plan.calls_begin[stream] : plan.calls_begin[stream + 1]],
+                *_segments_of_calls(self.flat, calls[number], class_index),
                 self.log[self.flat.log_begin[stream] :],
                 self.changes_begin,
                 self.changes,
@@ -113,10 +126,37 @@ def logged_times(flat: FlatProgram, log: IntArray, *, initial: tuple[tuple[int, 
         log=log,
         initial=initial,
         changes_begin=changes_begin,
-        changes=np.array(rows, dtype=np.int64).reshape(len(rows), 4),
+        changes=np.array(rows, dtype=np.int64).reshape(len(rows), NUM_CHANGE_COLUMNS),
         num_times=_num_times(flat),
-        changes_of_block=np.diff(changes_begin[flat.plan.blocks]),
+        changes_of_block=_in_blocks(flat, changes_begin),
     )
+
+
+def _calls_of(flat: FlatProgram, stream: int) -> npt.NDArray[np.int32]:
+    """Return the calls of a stream."""
+    calls: npt.NDArray[np.int32] = flat.plan.calls[flat.calls_begin[stream] : flat.plan.calls_end[stream]]
+    return calls
+
+
+def _segments_of_calls(
+    flat: FlatProgram, calls: npt.NDArray[np.int32], class_index: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Return for each call of a stream its first segment, the end of its segments, and its pace less the own one."""
+    plan = flat.plan
+    slower = np.zeros(len(calls), dtype=np.int64)
+    begin = int(plan.pace_begin[class_index])
+    if begin >= 0:
+        slower += plan.pace[begin + calls[:, CALL_POSITION]]
+        slower -= OWN_PACE
+    blocks = plan.blocks[calls[:, CALL_BLOCK]]
+    return blocks[:, BLOCK_FIRST], blocks[:, BLOCK_END], slower
+
+
+def _in_blocks(flat: FlatProgram, begin_of_segment: IntArray) -> IntArray:
+    """Return for each block how many of the things it has that begin at a place for each segment."""
+    blocks = flat.plan.blocks
+    count: IntArray = begin_of_segment[blocks[:, BLOCK_END]] - begin_of_segment[blocks[:, BLOCK_FIRST]]
+    return count
 
 
 def _num_times(flat: FlatProgram) -> IntArray:
@@ -127,11 +167,11 @@ def _num_times(flat: FlatProgram) -> IntArray:
 
 
 @numba.njit(cache=True)
-def _expand_changes(num_times, blocks, call_block, log, changes_begin, changes, keys, rows):  # type: ignore[no-untyped-def]
+def _expand_changes(num_times, first, end, slower, log, changes_begin, changes, keys, rows):  # type: ignore[no-untyped-def]
     """Write the times (as keys) and rows of a stream's changes."""
     place, logged = 0, 0
-    for block in call_block:
-        for segment in range(blocks[block], blocks[block + 1]):
+    for call in range(len(first)):
+        for segment in range(first[call], end[call]):
             if num_times[segment] == 0:
                 continue
             begin = log[logged]
@@ -139,7 +179,9 @@ def _expand_changes(num_times, blocks, call_block, log, changes_begin, changes, 
             logged += num_times[segment]
             for row in range(changes_begin[segment], changes_begin[segment + 1]):
                 at_start = changes[row, CHANGE_AT_START]
-                time = begin + changes[row, CHANGE_OFFSET] if is_fixed or at_start else log[logged - 1]
+                time = log[logged - 1]
+                if is_fixed or at_start:
+                    time = begin + changes[row, CHANGE_OFFSET] + changes[row, CHANGE_UNITS] * slower[call]
                 keys[place] = 2 * time + at_start
                 rows[place] = row
                 place += 1
@@ -200,38 +242,42 @@ def expand_spans(flat: FlatProgram, log: IntArray, class_indices: list[int]) -> 
     lengths = np.array([len(segment.tasks) for segment in flat.segments], dtype=np.int64)
     tasks_begin = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
     rows = [task for segment in flat.segments for task in segment.tasks]
-    tasks = np.array(rows, dtype=np.int64).reshape(len(rows), 3)
+    tasks = np.array(rows, dtype=np.int64).reshape(len(rows), NUM_TASK_COLUMNS)
     routine_of_block = np.repeat([variant.routine for variant in flat.variants], plan.num_streams)
-    tasks_of_block = np.diff(tasks_begin[plan.blocks])
+    tasks_of_block = _in_blocks(flat, tasks_begin)
     parts = [np.zeros(0, dtype=SPAN_DTYPE)]
     for class_index in class_indices:
         for number in range(plan.num_streams):
             stream = class_index * plan.num_streams + number
-            calls = slice(plan.calls_begin[stream], plan.calls_begin[stream + 1])
-            blocks = plan.call_block[calls]
+            calls = _calls_of(flat, stream)
+            blocks = calls[:, CALL_BLOCK]
             part = np.zeros(int(tasks_of_block[blocks].sum()), dtype=SPAN_DTYPE)
             part["class"], part["stream"] = class_index, number
             part["routine"] = np.repeat(routine_of_block[blocks], tasks_of_block[blocks])
-            part["index"] = np.repeat(plan.call_index[calls], tasks_of_block[blocks])
+            part["index"] = np.repeat(calls[:, CALL_INDEX], tasks_of_block[blocks])
             columns = np.empty((3, len(part)), dtype=np.int64)
             log_of_stream = log[flat.log_begin[stream] :]
-            _expand_tasks(num_times, plan.blocks, blocks, log_of_stream, tasks_begin, tasks, columns)
+            segments = _segments_of_calls(flat, calls, class_index)
+            _expand_tasks(num_times, *segments, log_of_stream, tasks_begin, tasks, columns)
             part["task"], part["begin_ps"], part["end_ps"] = columns
             parts.append(part)
     return np.concatenate(parts)
 
 
 @numba.njit(cache=True)
-def _expand_tasks(num_times, blocks, call_block, log, tasks_begin, tasks, columns):  # type: ignore[no-untyped-def]
+def _expand_tasks(num_times, first, end, slower, log, tasks_begin, tasks, columns):  # type: ignore[no-untyped-def]
     """Write position, begin and end of a stream's tasks."""
     place, logged = 0, 0
-    for block in call_block:
-        for segment in range(blocks[block], blocks[block + 1]):
+    for call in range(len(first)):
+        for segment in range(first[call], end[call]):
             begin = log[logged]
             is_fixed = num_times[segment] == 1
             logged += num_times[segment]
             for row in range(tasks_begin[segment], tasks_begin[segment + 1]):
-                columns[TASK_POSITION, place] = tasks[row, TASK_POSITION]
-                columns[TASK_BEGIN, place] = begin + tasks[row, TASK_BEGIN]
-                columns[TASK_END, place] = begin + tasks[row, TASK_END] if is_fixed else log[logged - 1]
+                task = tasks[row]
+                columns[SPAN_POSITION, place] = task[TASK_POSITION]
+                columns[SPAN_BEGIN, place] = begin + task[TASK_BEGIN] + task[TASK_BEGIN_UNITS] * slower[call]
+                columns[SPAN_END, place] = log[logged - 1]
+                if is_fixed:
+                    columns[SPAN_END, place] = begin + task[TASK_END] + task[TASK_END_UNITS] * slower[call]
                 place += 1

@@ -17,17 +17,24 @@ from pathlib import Path
 
 import numba
 
-from simulator.engine import sharing, tables
-from simulator.engine.program import PICOSECONDS_PER_SECOND
+from simulator.engine import program, sharing, tables
+from simulator.engine.program import OWN_PACE, PICOSECONDS_PER_SECOND
 from simulator.engine.sharing import inlined, join, leave, pop_heap, set_in_heap, share
 from simulator.engine.tables import (
     ALONE_S,
     ARRIVED,
+    BLOCK_END,
+    BLOCK_FIRST,
     BUSY_SINCE,
+    CALL_BLOCK,
+    CALL_INDEX,
+    CALL_POSITION,
     CATEGORY_BITS,
     CATEGORY_MASK,
     CONTENDED,
     CURSOR,
+    DONE,
+    EVENTS_END,
     FIRST_MEMBER,
     FIRST_WAITING,
     FIXED,
@@ -37,10 +44,15 @@ from simulator.engine.tables import (
     LATEST_READY,
     LOG,
     LONGEST_BUSY_PS,
-    NEXT_MEMBER,
-    NEXT_WAITING,
+    NEXT,
+    NOW,
     NUM_READY,
     READY,
+    ROOM_NEEDED,
+    ROW,
+    ROW_LIST,
+    ROW_SIZE,
+    ROW_USERS,
     SEG_CATEGORY,
     SEG_COMMUNICATOR,
     SEG_DEMANDS,
@@ -51,50 +63,61 @@ from simulator.engine.tables import (
     SEG_EVENT_STRIDE,
     SEG_KIND,
     SEG_LOGGED,
+    SEG_UNITS,
     SEG_WAITS,
     SEG_WAITS_END,
     SEGMENT,
     TRANSFER_BEGIN,
     TRANSFER_DEMANDS,
     TRANSFER_MEMBER,
+    UNRECORDED,
+    WAIT_OFFSET,
+    WAIT_STRIDE,
     Plan,
     State,
 )
 
 
 @functools.cache
-def load_simulate() -> Callable[[Plan, State], None]:
+def load_simulate() -> Callable[[Plan, State, int], bool]:
     """Return the compiled loop, from the cache on disk if this source has been compiled before.
 
     Numba looks only at the file of the function that it caches, and at the values in its closure: the digest there
     makes sure that a change of the other files is seen.
     """
     digest = hashlib.sha256(
-        b"".join(Path(file).read_bytes() for file in (tables.__file__, sharing.__file__))
+        b"".join(Path(file).read_bytes() for file in (program.__file__, tables.__file__, sharing.__file__))
     ).hexdigest()
 
     @numba.njit(cache=True, _nrt=False)  # type: ignore[call-overload, untyped-decorator]
-    def simulate(plan: Plan, state: State) -> None:
-        """Run until no stream can go on and no transfer is on its way."""
-        if digest:
-            _simulate(plan, state)
+    def simulate(plan: Plan, state: State, budget: int) -> bool:
+        """Run until no stream can go on and no transfer is on its way; or for a budget of steps.
 
-    loop: Callable[[Plan, State], None] = simulate
+        Returns whether the end is reached. If not, the budget is used up, or a row of events needs more room
+        (`ROOM_NEEDED`); another call goes on.
+        """
+        return bool(digest) and _simulate(plan, state, budget)
+
+    loop: Callable[[Plan, State, int], bool] = simulate
     return loop
 
 
 @inlined
-def _simulate(plan, state):  # type: ignore[no-untyped-def]
+def _simulate(plan, state, budget):  # type: ignore[no-untyped-def]
     counts, heap, heap_key = state.counts, state.heap, state.heap_key
-    now = 0
+    now = counts[NOW]
+    last_step = counts[DONE] + budget
     while True:
-        _run_ready_streams(plan, state)
+        _run_ready_streams(plan, state, last_step)
+        if counts[NUM_READY] > 0:
+            return False
         while counts[HEAP_SIZE] > 0 and heap_key[heap[0]] == 2 * now + 1:
             join(plan, state, pop_heap(state), now)
-        share(plan, state, now)
+        last_step -= share(plan, state, now)  # the work of many rates counts, too
         if counts[HEAP_SIZE] == 0:
-            return
+            return True
         now = heap_key[heap[0]] >> 1
+        counts[NOW] = now
         while counts[HEAP_SIZE] > 0 and heap_key[heap[0]] == 2 * now:
             owner = pop_heap(state)
             leave(plan, state, owner, now)
@@ -103,74 +126,134 @@ def _simulate(plan, state):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _run_ready_streams(plan, state):  # type: ignore[no-untyped-def]
+def _run_ready_streams(plan, state, last_step):  # type: ignore[no-untyped-def]
     """Run every stream that can run, and those that this lets run, until all are blocked or finished."""
     streams, events, counts, log = state.streams, state.events, state.counts, state.log
-    segments, waits, blocks = plan.segments, plan.waits, plan.blocks
-    call_block, call_index = plan.call_block, plan.call_index
-    while counts[NUM_READY] > 0:
+    segments, waits, blocks, calls = plan.segments, plan.waits, plan.blocks, plan.calls
+    counts[ROOM_NEEDED] = 0
+    done = counts[DONE]
+    while counts[NUM_READY] > 0 and done < last_step and counts[ROOM_NEEDED] == 0:
         counts[NUM_READY] -= 1
         stream = state.ready[counts[NUM_READY]]
         rank_class = stream // plan.num_streams
         accounted = stream % plan.num_streams == 0
-        first_event, busy_shift = plan.event_begin[rank_class], plan.busy_shift[rank_class]
-        cursor, segment = streams[stream, CURSOR], streams[stream, SEGMENT]
+        first_event, first_pace = plan.event_begin[rank_class], plan.pace_begin[rank_class]
+        cursor, segment, row = streams[stream, CURSOR], streams[stream, SEGMENT], streams[stream, ROW]
         free, busy_since, log_place = streams[stream, FREE], streams[stream, BUSY_SINCE], streams[stream, LOG]
-        last_cursor = plan.calls_begin[stream + 1]
-        is_blocked = is_handed_over = False
+        last_cursor = plan.calls_end[stream]
+        is_handed_over = False
         while cursor < last_cursor:
-            if segment == blocks[call_block[cursor] + 1]:
-                cursor += 1
-                if cursor < last_cursor:
-                    segment = blocks[call_block[cursor]]
-                continue
-            index = call_index[cursor]
-            latest_time, latest_event = -1, -1
-            for wait in range(segments[segment, SEG_WAITS], segments[segment, SEG_WAITS_END]):
-                event = first_event + waits[wait, 0] + index * waits[wait, 1]
-                time = events[event]
-                if time < 0:
-                    streams[stream, NEXT_WAITING] = time
-                    events[event] = FIRST_WAITING - stream
-                    is_blocked = True
+            block, index, position = calls[cursor, CALL_BLOCK], calls[cursor, CALL_INDEX], calls[cursor, CALL_POSITION]
+            last_segment = blocks[block, BLOCK_END]
+            if row == 0 and blocks[block, ROW_SIZE] > 0:
+                row = _row_of_call(state, blocks[block], plan.rows_begin[rank_class] + position)
+                if row == 0:
+                    _make_ready(state, stream)
                     break
-                if time > latest_time:
-                    latest_time, latest_event = time, event
-            if is_blocked:
+            slower = 0
+            if first_pace >= 0:
+                slower = plan.pace[first_pace + position] - OWN_PACE
+            is_blocked = False
+            while segment < last_segment:
+                latest_time, latest_event = -1, -1
+                for wait in range(segments[segment, SEG_WAITS], segments[segment, SEG_WAITS_END]):
+                    event = row + waits[wait, WAIT_OFFSET]
+                    if waits[wait, WAIT_STRIDE] >= 0:
+                        event = first_event + waits[wait, WAIT_OFFSET] + index * waits[wait, WAIT_STRIDE]
+                    time = events[event]
+                    if time < 0:
+                        streams[stream, NEXT] = time
+                        events[event] = FIRST_WAITING - stream
+                        is_blocked = True
+                        break
+                    if time > latest_time:
+                        latest_time, latest_event = time, event
+                if is_blocked:
+                    break
+                begin = free
+                if latest_time > free:
+                    begin = latest_time
+                    if accounted:
+                        _account_gap(state.time_ps[rank_class], begin - free, events[latest_event + 1])
+                done += 1
+                if segments[segment, SEG_KIND] != FIXED:
+                    streams[stream, READY] = begin
+                    streams[stream, SEGMENT] = segment
+                    streams[stream, CURSOR] = cursor
+                    streams[stream, ROW] = row
+                    streams[stream, FREE] = free
+                    streams[stream, BUSY_SINCE] = busy_since
+                    streams[stream, LOG] = log_place
+                    _arrive(plan, state, stream)
+                    is_handed_over = True
+                    break
+                if begin > free:
+                    busy_since = begin
+                free = begin + segments[segment, SEG_DURATION] + segments[segment, SEG_UNITS] * slower
+                if segments[segment, SEG_LOGGED]:
+                    log[log_place] = begin
+                    log_place += 1
+                if segments[segment, SEG_EVENT_OFFSET] >= 0:
+                    event = _recorded_event(segments[segment], first_event, row, index)
+                    if segments[segment, SEG_EVENT_ACCOUNTED]:
+                        events[event + 1] = _packed(free - busy_since, segments[segment, SEG_CATEGORY])
+                    _record(state, event, free)
+                segment += 1
+            if is_blocked or is_handed_over:
                 break
-            begin = free
-            if latest_time > free:
-                begin = latest_time
-                if accounted:
-                    _account_gap(state.time_ps[rank_class], begin - free, events[latest_event + busy_shift])
-            if segments[segment, SEG_KIND] != FIXED:
-                streams[stream, READY] = begin
-                streams[stream, SEGMENT] = segment
-                streams[stream, CURSOR] = cursor
-                streams[stream, FREE] = free
-                streams[stream, BUSY_SINCE] = busy_since
-                streams[stream, LOG] = log_place
-                _arrive(plan, state, stream)
-                is_handed_over = True
-                break
-            if begin > free:
-                busy_since = begin
-            free = begin + segments[segment, SEG_DURATION]
-            if segments[segment, SEG_LOGGED]:
-                log[log_place] = begin
-                log_place += 1
-            if segments[segment, SEG_EVENT_OFFSET] >= 0:
-                event = first_event + segments[segment, SEG_EVENT_OFFSET] + index * segments[segment, SEG_EVENT_STRIDE]
-                if segments[segment, SEG_EVENT_ACCOUNTED]:
-                    events[event + busy_shift] = _packed(free - busy_since, segments[segment, SEG_CATEGORY])
-                _record(state, event, free)
-            segment += 1
+            if row > 0:
+                _leave_row(state, blocks[block], row)
+                row = 0
+            cursor += 1
+            if cursor < last_cursor:
+                segment = blocks[calls[cursor, CALL_BLOCK], BLOCK_FIRST]
         if not is_handed_over:
             streams[stream, SEGMENT] = segment
             streams[stream, CURSOR] = cursor
+            streams[stream, ROW] = row
             streams[stream, FREE] = free
             streams[stream, BUSY_SINCE] = busy_since
             streams[stream, LOG] = log_place
+    counts[DONE] = done
+
+
+@inlined
+def _row_of_call(state, block, call):  # type: ignore[no-untyped-def]
+    """Return the row of a call, a new one for the first stream that comes to it, or 0 if there is no room."""
+    row = state.rows[call]
+    if row > 0:
+        return row
+    row = state.free_rows[block[ROW_LIST]]
+    if row > 0:
+        state.free_rows[block[ROW_LIST]] = state.events[row]
+    else:
+        row = state.counts[EVENTS_END]
+        if row + block[ROW_SIZE] > len(state.events):
+            state.counts[ROOM_NEEDED] = block[ROW_SIZE]
+            return 0
+        state.counts[EVENTS_END] += block[ROW_SIZE]
+    state.rows[call] = row
+    state.events[row] = block[ROW_USERS]
+    for event in range(row + 1, row + block[ROW_SIZE]):
+        state.events[event] = UNRECORDED
+    return row
+
+
+@inlined
+def _leave_row(state, block, row):  # type: ignore[no-untyped-def]
+    """Let a stream leave a call; behind the last one the row is free."""
+    state.events[row] -= 1
+    if state.events[row] == 0:
+        state.events[row] = state.free_rows[block[ROW_LIST]]
+        state.free_rows[block[ROW_LIST]] = row
+
+
+@inlined
+def _recorded_event(segment, first_event, row, index):  # type: ignore[no-untyped-def]
+    """Return the place of the event that a segment records."""
+    if segment[SEG_EVENT_STRIDE] < 0:
+        return row + segment[SEG_EVENT_OFFSET]
+    return first_event + segment[SEG_EVENT_OFFSET] + index * segment[SEG_EVENT_STRIDE]
 
 
 @inlined
@@ -193,7 +276,7 @@ def _record(state, event, time):  # type: ignore[no-untyped-def]
     state.events[event] = time
     while waiting <= FIRST_WAITING:
         stream = FIRST_WAITING - waiting
-        waiting = state.streams[stream, NEXT_WAITING]
+        waiting = state.streams[stream, NEXT]
         _make_ready(state, stream)
 
 
@@ -210,13 +293,13 @@ def _arrive(plan, state, stream):  # type: ignore[no-untyped-def]
     segment = streams[stream, SEGMENT]
     ready, latency = streams[stream, READY], plan.segments[segment, SEG_DURATION]
     if plan.segments[segment, SEG_KIND] == CONTENDED:
-        streams[stream, NEXT_MEMBER] = -1
+        streams[stream, NEXT] = -1
         _begin(plan, state, stream, stream, ready, latency)
         return
     slot = plan.communicator_begin[stream // plan.num_streams] + plan.segments[segment, SEG_COMMUNICATOR]
     communicator = plan.communicators[slot]
     row = communicators[communicator]
-    streams[stream, NEXT_MEMBER] = row[FIRST_MEMBER]
+    streams[stream, NEXT] = row[FIRST_MEMBER]
     row[FIRST_MEMBER] = stream
     row[ARRIVED] += 1
     row[LATEST_READY] = max(row[LATEST_READY], ready)
@@ -269,7 +352,7 @@ def _gather_demands(plan, state, owner, member):  # type: ignore[no-untyped-def]
                 is_contended = is_contended or plan.contended[resource]
                 num_demands += 1
             state.moved_bytes[state.place[resource]] += plan.demands[demand, 1]
-        member = state.streams[member, NEXT_MEMBER]
+        member = state.streams[member, NEXT]
     for demand in range(first, first + num_demands):
         state.place[state.moved_resource[demand]] = -1
     return num_demands, is_contended
@@ -295,13 +378,16 @@ def _end_dynamic(plan, state, member, begin, end):  # type: ignore[no-untyped-de
             state.log[streams[member, LOG] + 1] = end
             streams[member, LOG] += 2
         if segments[segment, SEG_EVENT_OFFSET] >= 0:
-            index = plan.call_index[streams[member, CURSOR]]
-            event = plan.event_begin[rank_class] + segments[segment, SEG_EVENT_OFFSET]
-            event += index * segments[segment, SEG_EVENT_STRIDE]
+            event = _recorded_event(
+                segments[segment],
+                plan.event_begin[rank_class],
+                streams[member, ROW],
+                plan.calls[streams[member, CURSOR], CALL_INDEX],
+            )
             if segments[segment, SEG_EVENT_ACCOUNTED]:
-                state.events[event + plan.busy_shift[rank_class]] = _packed(end - streams[member, BUSY_SINCE], category)
+                state.events[event + 1] = _packed(end - streams[member, BUSY_SINCE], category)
             _record(state, event, end)
         streams[member, SEGMENT] = segment + 1
-        following = streams[member, NEXT_MEMBER]
+        following = streams[member, NEXT]
         _make_ready(state, member)
         member = following

@@ -11,7 +11,10 @@ Semantics, which the reference engine spells out and the compiled engine must eq
 * A task begins when its stream is free and every event that it waits for has been recorded. An event of a
   class is a pair (slot, index): a task of the call with index `i` that waits for slot `s` waits for
   `(s, i)`, or for `(s, 0)` if the slot is `shared_over_calls`. Each event is recorded at most once.
-* A task without demands takes `duration_ps`.
+* A compute task (no demands, no communicator) of duration d takes d picoseconds, or d + ⌊d / 1024⌋·(q - 1024) in a call
+  whose pace is q: 1024 is its own speed, 2048 takes twice as long. What is less than 1024 ps is not stretched; nothing
+  else is rounded.
+* A transfer or a meeting without bytes takes `duration_ps`, whatever the pace.
 * A task with demands is a transfer: after `duration_ps` of latency it moves `bytes` over each resource it
   names, all in step; transfers that move at the same time share every resource max-min fairly.
 * A task with a communicator is a meeting: it begins when all participants of the communicator have reached
@@ -31,7 +34,9 @@ that meets nobody takes its latency and ceil(max_r b[t,r] / capacity[r]) picosec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -141,6 +146,9 @@ class RankClass:
     """Communicator slot of the tasks -> index into `Program.communicators`."""
     initial: tuple[int, ...] = ()
     """Level of each counter before the first task; same length as `Program.counters`."""
+    pace: npt.NDArray[np.int32] | None = None
+    """`[num_calls]`: how long the compute tasks of each call take, in 1/1024 of their duration (at least 1); None: all
+    1024. Slow ranks, jitter and uneven microbatches are told apart by nothing else."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -171,6 +179,15 @@ class Program:
 
 LONGEST_STEP_PS = 30 * 24 * 3600 * PICOSECONDS_PER_SECOND
 """A month; 64 bits hold 106 days, and sums of waiting times need some of the rest."""
+OWN_PACE = 1024
+"""The pace at which a compute task takes its own duration."""
+
+
+def pace_units(task: Task) -> int:
+    """Returns by how many picoseconds one unit of pace stretches a task: ⌊d / 1024⌋ for compute, 0 for others."""
+    if task.demands or task.communicator is not None:
+        return 0
+    return task.duration_ps // OWN_PACE
 
 
 def longest_ps(program: Program) -> float:
@@ -179,18 +196,32 @@ def longest_ps(program: Program) -> float:
     In floating point, so that a program too long for the engine's integers can be told before it is run.
     """
     capacity = [resource.bytes_per_s for resource in program.resources]
+
+    @cache
+    def of_routines(slots: tuple[float, ...], called: tuple[int, ...]) -> npt.NDArray[np.float64]:
+        """Two rows, a column for each routine: one call of it at its own pace, and what a unit of pace adds."""
+        times = np.zeros((2, len(program.routines)))
+        for number in called:
+            tasks = program.routines[number].tasks
+            times[:, number] = sum(_alone_ps(task, slots) for task in tasks), sum(map(pace_units, tasks))
+        return times
+
     longest = 0.0
+    counted: dict[int, tuple[npt.NDArray[np.int64], tuple[int, ...]]] = {}
     for rank_class in program.classes:
-        calls = np.bincount(rank_class.calls[:, 0], minlength=len(program.routines))
-        slots = [capacity[resource] for resource in rank_class.resources]
-        total = 0.0
-        for routine, times in zip(program.routines, calls.tolist(), strict=True):
-            if times:
-                total += times * sum(_alone_ps(task, slots) for task in routine.tasks)
+        routines = rank_class.calls[:, 0]
+        if id(rank_class.calls) not in counted:
+            calls = np.bincount(routines, minlength=len(program.routines))
+            counted[id(rank_class.calls)] = calls, tuple(np.flatnonzero(calls).tolist())
+        calls, called = counted[id(rank_class.calls)]
+        own_ps, unit_ps = of_routines(tuple(capacity[resource] for resource in rank_class.resources), called)
+        total = float(own_ps @ calls)
+        if rank_class.pace is not None:
+            total += float(unit_ps[routines] @ (rank_class.pace - float(OWN_PACE)))
         longest = max(longest, total)
     return longest
 
 
-def _alone_ps(task: Task, capacity: list[float]) -> float:
+def _alone_ps(task: Task, capacity: Sequence[float]) -> float:
     moving_s = max((demand.bytes / capacity[demand.resource] for demand in task.demands), default=0.0)
     return task.duration_ps + moving_s * PICOSECONDS_PER_SECOND

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from simulator.engine.check import check_program
 from simulator.engine.deadlock import BlockedStream, deadlock_error
-from simulator.engine.program import PICOSECONDS_PER_SECOND, CounterChange, Program, Task
-from simulator.engine.timeline import SPAN_DTYPE, CounterLog, CounterPeak, Timeline
+from simulator.engine.program import OWN_PACE, PICOSECONDS_PER_SECOND, Program, Task, pace_units
+from simulator.engine.reference_counters import Change, KeptLog, peak
+from simulator.engine.timeline import SPAN_DTYPE, Timeline
 
 BUBBLE = 0
 """The category of waiting for nobody in particular."""
@@ -28,8 +29,6 @@ COMPUTE = 0
 """The stream whose time is accounted."""
 END, MOVE, SHARE = range(3)
 """Priorities at one instant."""
-_Change = tuple[int, bool, int, CounterChange]
-"""Time, whether at the start of a task, its stream, the change."""
 
 
 @dataclass(slots=True, eq=False)
@@ -142,7 +141,7 @@ class _Simulation:
         self.resource_busy_ps = np.zeros(len(program.resources), dtype=np.int64)
         self.resource_users: defaultdict[int, int] = defaultdict(int)
         self.resource_since: dict[int, int] = {}
-        self.changes: list[list[_Change]] = [[] for _ in program.classes]
+        self.changes: list[list[Change]] = [[] for _ in program.classes]
         self.spans: list[tuple[tuple[int, int, int], tuple[int, ...]]] = []
 
     def run(self) -> None:
@@ -165,6 +164,11 @@ class _Simulation:
             return stream.class_index, slot, 0
         call = stream.queue[stream.next][0]
         return stream.class_index, slot, int(self.program.classes[stream.class_index].calls[call, 1])
+
+    def pace(self, stream: _Stream) -> int:
+        """Return the pace of the stream's current call."""
+        pace = self.program.classes[stream.class_index].pace
+        return OWN_PACE if pace is None else int(pace[stream.queue[stream.next][0]])
 
     def try_next(self, stream: _Stream) -> None:
         """Begin the stream's next task, or leave the stream waiting for an event or a meeting."""
@@ -207,7 +211,7 @@ class _Simulation:
             if self.now > stream.free_ps:
                 stream.busy_since_ps = self.now
             self.changes[stream.class_index] += [(self.now, True, stream.number, change) for change in task.at_start]
-            latency_ps = max(latency_ps, task.duration_ps)
+            latency_ps = max(latency_ps, task.duration_ps + pace_units(task) * (self.pace(stream) - OWN_PACE))
             for demand in task.demands:
                 bytes_on[self.program.classes[stream.class_index].resources[demand.resource]] += demand.bytes
         moved = {resource: size for resource, size in bytes_on.items() if size > 0}
@@ -317,7 +321,7 @@ def run_reference(program: Program) -> Timeline:
         if end_ps[number] > streams[COMPUTE].free_ps:
             simulation.account_gap(streams[COMPUTE], _Event(last.free_ps, last.last_category, last.busy_since_ps))
         simulation.time_ps[number, BUBBLE] += makespan_ps - end_ps[number]
-    log = _KeptLog(program, simulation.changes)
+    log = KeptLog(program, simulation.changes)
     return Timeline(
         makespan_ps=makespan_ps,
         events=len(simulation.spans),
@@ -326,7 +330,7 @@ def run_reference(program: Program) -> Timeline:
         busy_ps=simulation.busy_ps,
         resource_bytes=simulation.resource_bytes,
         resource_busy_ps=simulation.resource_busy_ps,
-        counter_peaks=tuple(_peak(program, number, log.changes[number]) for number in range(len(program.classes))),
+        counter_peaks=tuple(peak(program, number, log.changes[number]) for number in range(len(program.classes))),
         counter_source=log,
         spans=np.array([span for _, span in sorted(simulation.spans)], dtype=SPAN_DTYPE),
     )
@@ -338,60 +342,3 @@ def _streams_of(program: Program, class_index: int) -> list[_Stream]:
         for position, task in enumerate(program.routines[routine].tasks):
             streams[task.stream].queue.append((call, position, task))
     return streams
-
-
-@dataclass(frozen=True, slots=True)
-class _KeptLog:
-    """The changes of the counters of all classes."""
-
-    program: Program
-    changes: list[list[_Change]]
-
-    def counter_log(self, class_index: int) -> CounterLog:
-        """Return the changes of one class."""
-        steps = list(_steps(self.changes[class_index]))
-        changes = [change for step in steps for change in step]
-        return CounterLog(
-            time_ps=np.array([time_ps for time_ps, *_ in changes], dtype=np.int64),
-            step=np.repeat(np.arange(len(steps)), [len(step) for step in steps]),
-            counter=np.array([change.counter for *_, change in changes], dtype=np.int32),
-            delta=np.array([change.delta for *_, change in changes], dtype=np.int64),
-            initial=self.program.classes[class_index].initial,
-        )
-
-
-def _peak(program: Program, class_index: int, changes: list[_Change]) -> CounterPeak:
-    """Return the extremes of the counters of one class."""
-    level = list(program.classes[class_index].initial)
-    time_of_peak, at_peak, highest, lowest, lowest_total = 0, list(level), list(level), list(level), sum(level)
-    for step in _steps(changes):
-        for *_, change in step:
-            level[change.counter] += change.delta
-        highest = [max(pair) for pair in zip(highest, level, strict=True)]
-        lowest = [min(pair) for pair in zip(lowest, level, strict=True)]
-        lowest_total = min(lowest_total, sum(level))
-        if sum(level) > sum(at_peak):
-            time_of_peak, at_peak = step[0][0], list(level)
-    return CounterPeak(
-        time_ps=time_of_peak,
-        at_peak=tuple(at_peak),
-        final=tuple(level),
-        highest=tuple(highest),
-        lowest=tuple(lowest),
-        lowest_total=lowest_total,
-    )
-
-
-def _steps(changes: list[_Change]) -> Iterator[list[_Change]]:
-    """Yield the changes that apply at once, in the order of `CounterPeak`."""
-    queues: defaultdict[int, deque[_Change]] = defaultdict(deque)
-    for change in changes:
-        queues[change[2]].append(change)
-    while queues:
-        queue = queues[min(queues, key=lambda stream: queues[stream][0][:3])]
-        step = [queue.popleft()]
-        while queue and queue[0][:2] == step[0][:2]:
-            step.append(queue.popleft())
-        if not queue:
-            del queues[step[0][2]]
-        yield step

@@ -100,7 +100,10 @@ def _touch(state, resource):  # type: ignore[no-untyped-def]
 
 @inlined
 def share(plan, state, now):  # type: ignore[no-untyped-def]
-    """Set the rates of all transfers that are linked, through resources, to one that has just begun or ended."""
+    """Set the rates of all transfers that are linked, through resources, to one that has just begun or ended.
+
+    Returns how many these are.
+    """
     counts, speeds, touched = state.counts, state.speeds, state.touched
     num_reached, place = 0, 0
     while place < counts[NUM_TOUCHED]:
@@ -136,6 +139,7 @@ def share(plan, state, now):  # type: ignore[no-untyped-def]
         state.transfers[owner, TRANSFER_SINCE] = now
         rest = math.ceil(left_s * PICOSECONDS_PER_SECOND)
         set_in_heap(state, owner, 2 * (now + max(1, rest)))
+    return num_reached
 
 
 @inlined

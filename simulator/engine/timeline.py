@@ -22,6 +22,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from simulator.errors import SimulatorFault
+
 IntArray = npt.NDArray[np.int64]
 
 SPAN_DTYPE = np.dtype(
@@ -108,9 +110,9 @@ class Timeline:
     resource_busy_ps: IntArray
     """`[resource]`: time in which at least one transfer moved bytes over it."""
     counter_peaks: tuple[CounterPeak, ...]
-    """One for each class."""
-    counter_source: CounterSource
-    """Where `counter_track` finds the changes."""
+    """One for each class; none if counters were not recorded."""
+    counter_source: CounterSource | None
+    """Where `counter_track` finds the changes; None if counters were not recorded."""
     spans: npt.NDArray[np.void] | None = None
     """Task executions (`SPAN_DTYPE`) in the order (class, stream, sequence), if they were asked for."""
 
@@ -125,7 +127,12 @@ def counter_track(timeline: Timeline, class_index: int) -> tuple[IntArray, IntAr
     Returns:
         Times in picoseconds `[n]`, not falling, and levels `[n, num_counters]` from each time on. The first row is
         the initial level at time 0, each other that after a step of `CounterPeak`.
+
+    Raises:
+        SimulatorFault: The counters were not recorded.
     """
+    if timeline.counter_source is None:
+        raise SimulatorFault("the counters of this run were not recorded; run the engine with record_counters=True")
     log = timeline.counter_source.counter_log(class_index)
     _, first, row_of_change = np.unique(log.step, return_index=True, return_inverse=True)
     steps = np.zeros((len(first) + 1, len(log.initial)), dtype=np.int64)

@@ -24,10 +24,10 @@ from simulator.cost.stage_memory import MemoryRules
 from simulator.cost.tape import LayerTapes
 from simulator.errors import SimulatorFault
 from simulator.lowering.builder import WrittenRoutine
+from simulator.lowering.order import RankOrder, rank_order
 from simulator.lowering.step import LoweredStep
 from simulator.model.layers import LayerKind
-from simulator.schedule import ActionArray, PipelineSchedule
-from simulator.schedule.actions import FORWARD_CODE
+from simulator.schedule import PipelineSchedule
 
 IntArray = npt.NDArray[np.int64]
 STREAMS = {ALL_GATHER_BUFFER: 1, SHARDED_GRADIENTS: 2}
@@ -64,7 +64,7 @@ def allocation_trace(
     num_resident = len(slots.held)
     templates = {int(number): slots.template(routines[number]) for number in np.unique(calls[:, 0])}
     # A tensor is a slot in a microbatch; what outlives a microbatch is the same tensor in all of them.
-    microbatches = _microbatches(calls, schedule.ranks[rank])
+    microbatches = _microbatches(calls, rank_order(schedule, rank))
     span = int(microbatches.max()) + 1
     lasting = np.array([_outlives_microbatch(held, costs.memory) for held in slots.held], dtype=np.int64)
     parts = [np.arange(num_resident) * span]
@@ -100,24 +100,12 @@ def allocation_trace(
     )
 
 
-def _microbatches(calls: npt.NDArray[np.int32], actions: ActionArray) -> IntArray:
-    """Returns the microbatch of each call of a rank: of its action, or of the forward and the backward of a pair.
-
-    Args:
-        calls: begin of the step, one call for each action or joined pair, end of the step.
-        actions: those of the rank.
-
-    Returns:
-        Shape [calls, 2]; the same number twice where nothing is joined.
-    """
-    pairs = np.flatnonzero(actions[:, 3])
-    forwards = pairs + (actions[pairs, 0] != FORWARD_CODE)
-    both = np.stack([actions[:, 2], actions[:, 2]], axis=1)
-    both[pairs] = np.stack([actions[forwards, 2], actions[2 * pairs + 1 - forwards, 2]], axis=1)
-    both = np.delete(both, pairs + 1, axis=0)
-    if len(calls) != len(both) + 2:
-        raise SimulatorFault(f"{len(calls)} calls of a rank that runs {len(both)} actions and joined pairs")
-    return np.concatenate([[[0, 0]], both, [[0, 0]]]).astype(np.int64)
+def _microbatches(calls: npt.NDArray[np.int32], order: RankOrder) -> npt.NDArray[np.int32]:
+    """Returns the microbatch of each call of a rank, twice, or of the two passes of a joined pair: [calls, 2]."""
+    if len(calls) != len(order.kinds) + 2:
+        raise SimulatorFault(f"{len(calls)} calls of a rank that runs {len(order.kinds)} passes and joined pairs")
+    begin_or_end = np.zeros((1, 2), dtype=np.int32)
+    return np.concatenate([begin_or_end, order.microbatches, begin_or_end])
 
 
 def _outlives_microbatch(held: Held, rules: MemoryRules) -> bool:

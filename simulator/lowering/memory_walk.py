@@ -6,7 +6,7 @@ What repeats is walked once: equal stages, equal passes of a stage, equal layers
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import groupby
 
@@ -14,18 +14,16 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.memory import MEMORY, ZERO, Levels
-from simulator.cost.pass_memory import At, PassMemory, Turn, paired
+from simulator.cost.pass_memory import At, PassMemory, paired
 from simulator.cost.shares import LayerShare, StageShare
 from simulator.cost.stage_memory import MemoryRules
+from simulator.lowering.order import Pass, RankOrder, passes_of_kind, rank_order
 from simulator.parallel.training import FullRecompute
 from simulator.schedule import PipelineSchedule
-from simulator.schedule.actions import ActionKind
 
 IntArray = npt.NDArray[np.int64]
 EDGE_LAYERS = 2
 """Layers at each end of a row of equal ones that may differ from those in its middle, beside those gathered ahead."""
-TURNS = 1 << len(fields(Turn))
-"""Passes of a stage of one kind that may differ: each mark of a turn is there or not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +53,7 @@ def walk_step(
         initial: of each pipeline rank, the level before the step.
     """
     passes = _Passes(rules=rules, last_stage=schedule.chain - 1)
-    alike: dict[object, list[tuple[int, _Order]]] = {}
+    alike: dict[object, list[tuple[int, RankOrder]]] = {}
     for rank, order in enumerate(_orders(schedule)):
         chunks = tuple(passes.key(shares[stage]) for stage in order.stages)
         alike.setdefault((chunks, order.used, order.counts, initial[rank]), []).append((rank, order))
@@ -69,92 +67,19 @@ def walk_step(
     return tuple(found[rank] for rank in range(schedule.pp))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
-    """One kind of pass on a rank."""
-
-    action: ActionKind
-    """What it computes."""
-    chunk: int
-    """Its stage, by number on the rank."""
-    turn: Turn
-    """What sets it apart from others of the stage."""
-
-
-_Kind = tuple[_Pass, ...]
-"""One pass, or the two of a joined pair."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Order:
-    """The passes of a pipeline rank, each as the number of its kind."""
-
-    stages: tuple[int, ...]
-    """Stages of the model that the rank holds, by chunk."""
-    kinds: IntArray
-    """Kind of each pass or joined pair in order, as its place among those used; shape [passes and pairs]."""
-    used: tuple[int, ...]
-    """Kinds that occur, each as a number that `_kind` reads."""
-    counts: tuple[int, ...]
-    """How often each does."""
-
-
 def stages_of_ranks(schedule: PipelineSchedule) -> tuple[tuple[int, ...], ...]:
     """Returns the stages of the model that every pipeline rank holds, by chunk."""
     return tuple(order.stages for order in _orders(schedule))
 
 
 @lru_cache(maxsize=64)
-def _orders(schedule: PipelineSchedule) -> tuple[_Order, ...]:
+def _orders(schedule: PipelineSchedule) -> tuple[RankOrder, ...]:
     """Returns the order of every rank; a schedule is compared by identity."""
-    stages: list[list[int]] = [[] for _ in range(schedule.pp)]
-    for stage, holder in enumerate(schedule.stage_to_rank):
-        stages[holder].append(stage)
-    found = []
-    for rank, (own, actions) in enumerate(zip(stages, schedule.ranks, strict=True)):
-        codes, of_action, _, joined = actions.T
-        turns = np.zeros(len(actions), dtype=np.int64)
-        marks = schedule.firsts_and_lasts(rank)
-        for place, mark in enumerate(fields(Turn)):
-            turns |= getattr(marks, mark.name).astype(np.int64) << place
-        passes = (codes * len(own) + np.searchsorted(np.array(own), of_action)) * TURNS + turns
-        # A pair is one kind: its backward comes with its forward, whose code is the smaller one.
-        pairs = np.flatnonzero(joined)
-        kinds = passes * _base(len(own))
-        both = np.sort([passes[pairs], passes[pairs + 1]], axis=0)
-        kinds[pairs] = both[0] * _base(len(own)) + both[1] + 1
-        used, kinds, counts = np.unique(np.delete(kinds, pairs + 1), return_inverse=True, return_counts=True)
-        found.append(
-            _Order(
-                stages=tuple(stage % schedule.chain for stage in own),
-                kinds=kinds.astype(np.int64),
-                used=tuple(used.tolist()),
-                counts=tuple(counts.tolist()),
-            )
-        )
-    return tuple(found)
-
-
-def _base(num_chunks: int) -> int:
-    """Returns how many passes there may be, and none, as the second of a pair."""
-    return len(ActionKind) * num_chunks * TURNS + 1
-
-
-@lru_cache(maxsize=1024)
-def _kind(number: int, num_chunks: int) -> _Kind:
-    """Returns a kind by its number: (pass · base) + (joined pass + 1, or 0)."""
-    first, second = divmod(number, _base(num_chunks))
-    found = []
-    for each in (first, second - 1)[: 1 + (second > 0)]:
-        place, turn = divmod(each, TURNS)
-        code, chunk = divmod(place, num_chunks)
-        marks = {mark.name: bool(turn >> bit & 1) for bit, mark in enumerate(fields(Turn))}
-        found.append(_Pass(action=tuple(ActionKind)[code], chunk=chunk, turn=Turn(**marks)))
-    return tuple(found)
+    return tuple(rank_order(schedule, rank) for rank in range(schedule.pp))
 
 
 def _walk_ranks(
-    passes: _Passes, chunks: list[StageShare], orders: list[_Order], initial: Levels
+    passes: _Passes, chunks: list[StageShare], orders: list[RankOrder], initial: Levels
 ) -> Iterator[RankMemory]:
     """Yields the memory of ranks whose stages are alike, each in its own order of the same passes."""
     peaks, nets = passes.table(chunks, orders[0].used)
@@ -185,7 +110,7 @@ class _Passes:
         if key not in self.known:
             rows = np.zeros((2, len(used), len(MEMORY)), dtype=np.int64)
             for row, number in enumerate(used):
-                rows[:, row] = self._levels(chunks, _kind(number, len(chunks)))
+                rows[:, row] = self._levels(chunks, passes_of_kind(number, len(chunks)))
             self.known[key] = (rows[0], rows[1])
         return self.known[key]
 
@@ -200,7 +125,7 @@ class _Passes:
             self.known[key] = _end_extremes(swings, [left_out for _, left_out in short])
         return self.known[key]
 
-    def _levels(self, chunks: list[StageShare], kind: _Kind) -> tuple[IntArray, IntArray]:
+    def _levels(self, chunks: list[StageShare], kind: tuple[Pass, ...]) -> tuple[IntArray, IntArray]:
         """Returns the same of a pass or of a joined pair."""
         turns = [self.rules.turn(each.action, each.turn) for each in kind]
         shares = [chunks[each.chunk] for each in kind]

@@ -7,7 +7,7 @@ import numpy as np
 from simulator.cluster import build_cluster
 from simulator.cost.pricing import StageCosts, price_stages
 from simulator.cost.resident import levels_of, resident
-from simulator.errors import ScenarioError, Violation
+from simulator.errors import Violation
 from simulator.lowering.memory_walk import walk_step
 from simulator.lowering.pass_times import PassTimer
 from simulator.model.decoder import build_model
@@ -69,16 +69,12 @@ def stage_profile(scenario: Scenario, *, costs: StageCosts, mesh: DeviceMesh) ->
         scenario: the scenario.
         costs: prices of its stages.
         mesh: its groups.
-
-    Raises:
-        ScenarioError: the limit that the scenario gives leaves no room for one microbatch on some rank.
     """
     layout, assumptions = scenario.layout, scenario.assumptions
     timer = PassTimer(costs, mesh=mesh, layout=layout, training=scenario.training, assumptions=assumptions)
     times = [timer.stage(stage) for stage in costs.stages]
     kept = [_kept(costs, stage) for stage in range(len(costs.stages))]
     activation = np.array([held for held, _ in kept], dtype=np.float64)
-    stages_of = placement(layout.pp, layout.vpp)
     hops = [timer.message_s(costs, rank, rank + 1) for rank in range(layout.pp - 1)]
     return StageProfile(
         forward=np.array([each.forward_s for each in times]),
@@ -87,7 +83,7 @@ def stage_profile(scenario: Scenario, *, costs: StageCosts, mesh: DeviceMesh) ->
         hop=max(hops, default=0.0),
         activation=activation,
         freed_by_input=np.array([freed for _, freed in kept]),
-        limit=_limits(scenario, costs, activation[stages_of].sum(axis=1)),
+        limit=_room(scenario, costs),
     )
 
 
@@ -106,42 +102,53 @@ def _kept(costs: StageCosts, stage: int) -> tuple[int, float]:
     return int(held), min(1.0, max(0.0, -left / held)) if held else 0.0
 
 
-def _limits(scenario: Scenario, costs: StageCosts, of_one: Amounts) -> Amounts:
-    """Returns the room for activations of each rank, [pp].
+def limit_violations(scenario: Scenario) -> tuple[Violation, ...]:
+    """Returns what is wrong with a limit of memory that leaves no room for one microbatch; empty if there is none.
 
     Args:
-        scenario: the scenario.
-        costs: prices of its stages.
-        of_one: activations of one microbatch on all stages of each rank, [pp].
+        scenario: a scenario that has passed all rules, its stages listed or even.
     """
-    asked = scenario.schedule if isinstance(scenario.schedule, LimitedSchedule) else LimitedSchedule(name=LIMITED[0])
-    if asked.activation_limit is not None:
-        room = asked.activation_limit * scenario.layout.pp * of_one
-        path, limit = "schedule.activation_limit", f"{asked.activation_limit:g}"
-    else:
-        peaks = np.array(_peaks_of_one_microbatch(scenario, costs), dtype=np.float64)
-        usable = int(build_cluster(scenario.cluster).accelerator.memory_usable_bytes * (1 - FRAGMENTATION))
-        room = (asked.memory_limit or usable) - peaks + of_one
-        path, limit = "schedule.memory_limit", format_si(asked.memory_limit or usable, "B")
-        if asked.memory_limit is None:
-            # A job that does not fit is for the report to say; its schedule holds as little as can be.
-            room = np.maximum(room, of_one)
+    if not isinstance(scenario.schedule, LimitedSchedule):
+        return ()
+    _, costs, _ = price_scenario(scenario)
+    asked, of_one = scenario.schedule, _activations_of_one(scenario, costs)
+    room = _room(scenario, costs)
     short = np.flatnonzero(room < of_one)
-    if short.size:
-        rank = int(short[0])
-        raise ScenarioError(
-            [
-                Violation(
-                    path=path,
-                    problem=f"{limit} leaves pipeline rank {rank} {format_si(max(0.0, float(room[rank])), 'B')} for "
-                    f"activations, but one microbatch has {format_si(float(of_one[rank]), 'B')}",
-                    why="the schedule keeps to its limit, and every rank holds at least one microbatch",
-                    mend="raise the limit, lower training.micro_batch, set training.recompute, or split the model "
-                    "over more ranks",
-                )
-            ]
-        )
-    return room
+    if not short.size:
+        return ()
+    rank = int(short[0])
+    limited_by = "activation_limit" if asked.memory_limit is None else "memory_limit"
+    limit = format_si(asked.memory_limit, "B") if asked.memory_limit else f"{asked.activation_limit:g}"
+    return (
+        Violation(
+            path=f"schedule.{limited_by}",
+            problem=f"{limit} leaves pipeline rank {rank} {format_si(max(0.0, float(room[rank])), 'B')} for "
+            f"activations, but one microbatch has {format_si(float(of_one[rank]), 'B')}",
+            why="the schedule keeps to its limit, and every rank holds at least one microbatch",
+            mend="raise the limit, lower training.micro_batch, set training.recompute, or split the model over more "
+            "ranks",
+        ),
+    )
+
+
+def _activations_of_one(scenario: Scenario, costs: StageCosts) -> Amounts:
+    """Returns the activations of one microbatch on all stages of each rank, [pp]."""
+    held = np.array([_kept(costs, stage)[0] for stage in range(len(costs.stages))], dtype=np.float64)
+    return held[placement(scenario.layout.pp, scenario.layout.vpp)].sum(axis=1)
+
+
+def _room(scenario: Scenario, costs: StageCosts) -> Amounts:
+    """Returns the room for activations of each rank, [pp]."""
+    asked = scenario.schedule if isinstance(scenario.schedule, LimitedSchedule) else LimitedSchedule(name=LIMITED[0])
+    of_one = _activations_of_one(scenario, costs)
+    if asked.activation_limit is not None:
+        return of_one * asked.activation_limit * scenario.layout.pp
+    others = np.array(_peaks_of_one_microbatch(scenario, costs), dtype=np.float64) - of_one
+    if asked.memory_limit is not None:
+        return np.float64(asked.memory_limit) - others
+    usable = build_cluster(scenario.cluster).accelerator.memory_usable_bytes * (1 - FRAGMENTATION)
+    # A job that does not fit is for the report to say; its schedule holds as little as can be.
+    return np.maximum(usable - others, of_one)
 
 
 def _peaks_of_one_microbatch(scenario: Scenario, costs: StageCosts) -> tuple[int, ...]:

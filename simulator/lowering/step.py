@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.cost.memory import MEMORY, Held
-from simulator.cost.pass_memory import Turn
 from simulator.cost.pricing import StageCosts
 from simulator.cost.resident import levels_of, resident
 from simulator.engine import Communicator, Program, RankClass, Resource
@@ -28,8 +27,9 @@ from simulator.lowering.chunks import Chunk, ChunkPass
 from simulator.lowering.data import DataLowering
 from simulator.lowering.edges import EdgeWriter
 from simulator.lowering.layers import LayerLowering
-from simulator.lowering.members import Membership, folded_members, single_members
+from simulator.lowering.members import Membership, folded_members
 from simulator.lowering.offload import HostLowering
+from simulator.lowering.order import Pass, rank_order
 from simulator.lowering.passes import PassLowering
 from simulator.lowering.routines import RoutineWriter
 from simulator.lowering.transfers import Transfers
@@ -37,12 +37,9 @@ from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.training import Training
-from simulator.schedule import ActionKind, PipelineSchedule
+from simulator.schedule import PipelineSchedule
 
 NUM_DIRECTIONS = 2
-TURN = tuple(each.name for each in fields(Turn))
-NOT_JOINED = -1
-"""Stands for the second action of a call that has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,6 +50,8 @@ class LoweredStep:
     """What the engine runs."""
     pipeline_ranks: tuple[int, ...]
     """Pipeline rank of each class of the program."""
+    first_ranks: tuple[int, ...]
+    """The lowest rank of each class."""
     routines: tuple[WrittenRoutine, ...]
     """The routines of the program, with what they put on the network and do to memory."""
     resident: tuple[tuple[Held, ...], ...]
@@ -72,7 +71,7 @@ def lower_step(
     layout: Layout,
     training: Training,
     assumptions: Assumptions,
-    fold: bool = True,
+    members: Membership | None = None,
 ) -> LoweredStep:
     """Returns the program of one step.
 
@@ -83,13 +82,12 @@ def lower_step(
         layout: how attention is split over context ranks.
         training: the recipe.
         assumptions: constants.
-        fold: simulate the ranks of a pipeline rank as one class; false: every rank alone, which must give the same
-            result and exists to test that.
+        members: rank classes; default: the ranks of a pipeline rank are one.
 
     Raises:
         ScenarioError: the step is longer than the engine can count.
     """
-    members = folded_members(mesh) if fold else single_members(mesh)
+    members = folded_members(mesh) if members is None else members
     registry = Registry()
     registry.streams.number(COMPUTE_STREAM)
     transfers = Transfers(mesh)
@@ -136,16 +134,17 @@ def lower_step(
     )
     calls = [lowering.calls(rank) for rank in range(schedule.pp)]
     program = lowering.program(calls)
-    _require_countable(program)
+    require_countable(program)
     return LoweredStep(
         program=program,
         pipeline_ranks=members.pipeline_ranks,
+        first_ranks=members.first_ranks,
         routines=tuple(lowering.routines),
         resident=tuple(lowering.resident(rank) for rank in range(schedule.pp)),
     )
 
 
-def _require_countable(program: Program) -> None:
+def require_countable(program: Program) -> None:
     """Refuses a step whose times do not fit the engine's picoseconds in 64 bits."""
     if longest_ps(program) > LONGEST_STEP_PS:
         violation = Violation(
@@ -174,39 +173,26 @@ class _StepLowering:
     def calls(self, rank: int) -> npt.NDArray[np.int32]:
         """Returns the calls of one pipeline rank: one for each action, or joined pair, between begin and end.
 
-        Stages alike in work and surroundings share routines. The index of a call is the microbatch of its (first)
-        action.
+        Stages alike in work and surroundings share routines. The index of a call is the microbatch of its action, or
+        of the forward of a joined pair.
         """
-        actions, marks = self.schedule.ranks[rank], self.schedule.firsts_and_lasts(rank)
-        chunks = self._chunks(rank)
+        order, chunks = rank_order(self.schedule, rank), self._chunks(rank)
         surroundings = tuple(self._surroundings(chunk) for chunk in chunks)
-        kinds, stages, microbatches, joined = actions.T
-        chunk_of = np.searchsorted(np.array(self.schedule.stages_of(rank)), stages)
-        flags = np.array([getattr(marks, name) for name in TURN])
-        codes = (kinds * len(chunks) + chunk_of) * 2 ** len(TURN) + 2 ** np.arange(len(TURN)) @ flags
-        begins = np.append(True, joined[:-1] == 0)
-        second = np.where(joined, np.append(codes[1:], 0), NOT_JOINED)
-        pairs, which = np.unique(np.stack([codes, second], axis=1)[begins], axis=0, return_inverse=True)
-
         numbers = []
-        for codes_of_call in pairs.tolist():
-            passes = [self._pass_of(code, chunks) for code in codes_of_call if code != NOT_JOINED]
+        for kind in order.passes():
+            passes = [self._pass_of(each, chunks) for each in kind]
             key = tuple((each.chunk.number, surroundings[each.chunk.number], each.kind, each.turn) for each in passes)
             numbers.append(self._number(key, partial(self.writer.write, passes)))
         begin = self._number(("begin", surroundings), partial(self.edges.begin, chunks))
         end = self._number(("end", surroundings), partial(self.edges.end, chunks))
-        run = np.stack([np.array(numbers)[which.reshape(-1)], microbatches[begins]], axis=1)
+        run = np.stack([np.array(numbers)[order.kinds], order.microbatches[:, 0]], axis=1)
         return np.concatenate([[[begin, 0]], run, [[end, 0]]]).astype(np.int32)
 
-    def _pass_of(self, code: int, chunks: tuple[Chunk, ...]) -> ChunkPass:
-        """Returns what the code of an action stands for, without the marks that make no difference."""
-        which, marks = divmod(code, 2 ** len(TURN))
-        kind_code, chunk = divmod(which, len(chunks))
-        kind = tuple(ActionKind)[kind_code]
-        turn = Turn(**{name: bool(marks >> bit & 1) for bit, name in enumerate(TURN)})
-        of_memory = self.costs.memory.turn(kind, turn)
-        turn = replace(of_memory, first_forward=turn.first_forward, last_gradients=turn.last_gradients)
-        return ChunkPass(chunk=chunks[chunk], kind=kind, turn=turn)
+    def _pass_of(self, wanted: Pass, chunks: tuple[Chunk, ...]) -> ChunkPass:
+        """Returns a pass of a chunk without the marks that make no difference."""
+        of_memory = self.costs.memory.turn(wanted.action, wanted.turn)
+        turn = replace(of_memory, first_forward=wanted.turn.first_forward, last_gradients=wanted.turn.last_gradients)
+        return ChunkPass(chunk=chunks[wanted.chunk], kind=wanted.action, turn=turn)
 
     def _number(self, key: object, write: Callable[[], WrittenRoutine]) -> int:
         """Returns the number of a routine, which is written when it is first asked for."""
@@ -262,7 +248,7 @@ class _StepLowering:
                 bound.append(names.number(name))
                 if bound[-1] == len(communicators):
                     communicators.append(Communicator(name=name, participants=participants))
-            ports = self._resources(members.names[number])
+            ports = self._resources(number)
             classes.append(
                 RankClass(
                     name=members.names[number],
@@ -286,9 +272,9 @@ class _StepLowering:
             communicators=tuple(communicators),
         )
 
-    def _resources(self, class_name: str) -> list[Resource]:
+    def _resources(self, number: int) -> list[Resource]:
         """The ports of one class, two directions each: slot 2·port + direction; then what it uses of its host."""
-        tiers = self.mesh.cluster.tiers
+        tiers, class_name = self.mesh.cluster.tiers, self.members.names[number]
         host = [
             Resource(name=f"{class_name} / {resource}", bytes_per_s=rate)
             for resource, rate in self.costs.host_bytes_per_s.items()
@@ -297,7 +283,7 @@ class _StepLowering:
             Resource(
                 name=f"{class_name} / {tiers[port.tier].name}"
                 f"{f' axis {port.dim}' if tiers[port.tier].dims else ''} {way}",
-                bytes_per_s=port.bytes_per_s,
+                bytes_per_s=port.bytes_per_s * self.members.bandwidth_share(number, port.tier),
             )
             for port in self.costs.ports
             for way in ("out", "in")

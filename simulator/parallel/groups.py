@@ -11,12 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+import numpy.typing as npt
+
 from simulator.cluster.cluster import Cluster, Tier
 from simulator.cluster.spec import TierKind
 from simulator.errors import SimulatorFault
 
 Digits = tuple[tuple[int, int], ...]
 """(count, stride) pairs, fastest first."""
+Ranks = npt.NDArray[np.int64]
+"""Numbers of ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,22 @@ class GroupShape:
 def count_of(digits: Digits) -> int:
     """Returns the number of ranks in a group."""
     return prod(count for count, _ in digits)
+
+
+def first_of_group(ranks: Ranks, digits: Digits) -> Ranks:
+    """Returns the lowest rank of the group that each rank belongs to."""
+    first = ranks.copy()
+    for count, stride in digits:
+        first -= ranks // stride % count * stride
+    return first
+
+
+def ranks_of_group(ranks: Ranks, digits: Digits) -> Ranks:
+    """Returns all ranks of the group that each rank belongs to, `[ranks, members]`, rising."""
+    members = first_of_group(ranks, digits)[:, np.newaxis]
+    for count, stride in reversed(digits):
+        members = (members[:, :, np.newaxis] + np.arange(count) * stride).reshape(len(ranks), -1)
+    return members
 
 
 def merge(digits: Digits) -> Digits:

@@ -60,6 +60,7 @@ from simulator.parallel.step_rules import (
     sharded_state_is_updated_in_shards,
     step_is_short_enough,
 )
+from simulator.parallel.variability_rules import variability_violations
 
 RULES: tuple[Callable[[Case], Check], ...] = (
     degrees_multiply_to_devices,
@@ -172,7 +173,7 @@ def scenario_violations(scenario: Scenario) -> tuple[Violation, ...]:
     found = list(_broken(case, RULES))
     microbatches = max(1, num_microbatches(training, degrees))
     found += choice_violations(scenario.schedule, layout.pp, layout.vpp, microbatches)
-    return tuple(found) if found else tuple(_broken(case, PLACEMENT_RULES))
+    return tuple(found or _broken(case, PLACEMENT_RULES)) or variability_violations(scenario.variability, case)
 
 
 def _broken(case: Case, rules: tuple[Callable[[Case], Check], ...]) -> Iterator[Violation]:

@@ -12,6 +12,7 @@ from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.schedule_choice import ScheduleChoice, ends_meet, name_of, shown
 from simulator.parallel.training import Training
+from simulator.parallel.variability import Variability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class Scenario:
     `interleaved-1f1b` with several virtual stages a rank."""
     assumptions: Assumptions = field(default_factory=Assumptions)
     """Constants of the model."""
+    variability: Variability = field(default_factory=Variability)
+    """How ranks and microbatches differ from each other."""
     seed: int = 0
     """Seed of everything random."""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -73,5 +76,6 @@ class Scenario:
             "schedule": shown(self.schedule),
             "training": self.training.model_dump(mode="json"),
             "assumptions": self.assumptions.model_dump(mode="json"),
+            "variability": self.variability.model_dump(mode="json", exclude_none=True),
             "seed": self.seed,
         }

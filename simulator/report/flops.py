@@ -24,13 +24,22 @@ class StepFlops:
     """What is executed, recomputation included."""
 
 
-def step_flops(model: Model, costs: StageCosts, training: Training, convention: FlopsConvention) -> StepFlops:
+def step_flops(
+    model: Model, costs: StageCosts, training: Training, convention: FlopsConvention, *, tokens: int | None = None
+) -> StepFlops:
     """Returns the FLOPs of a step.
 
     megatron: 3 x (2 a multiply-add of every linear layer and the head + attention over all s keys); causal: over s/2
     keys (E2.1 to E2.4). 6n: 6 x active parameters x tokens (E2.8). Hardware adds the forward of what is recomputed
     (E2.6): 4·b·s²·h·L for the attention core, not the 12 of Korthikanti's equation 8 (a misprint, see the sheet).
     Frozen linear layers beside adapters count twice, not three times: they have no weight gradients (E2.5).
+
+    Args:
+        model: its operators.
+        costs: says what is run again.
+        training: the recipe.
+        convention: what counts.
+        tokens: of the step, if its microbatches are not full; FLOPs are in proportion, as their time is.
     """
     halved = convention is not FlopsConvention.MEGATRON
     if convention is FlopsConvention.SIX_N:
@@ -39,7 +48,12 @@ def step_flops(model: Model, costs: StageCosts, training: Training, convention: 
         needed = 3 * (model.linear_flops + model.attention_flops(halved=halved))
     needed -= model.frozen_flops
     again = _recomputed(costs, training, halved=halved)
-    return StepFlops(model=needed * training.global_batch, hardware=(needed + again) * training.global_batch)
+    full = training.sequence_length * training.global_batch
+    tokens = full if tokens is None else tokens
+    return StepFlops(
+        model=needed * training.global_batch * tokens // full,
+        hardware=(needed + again) * training.global_batch * tokens // full,
+    )
 
 
 def _recomputed(costs: StageCosts, training: Training, *, halved: bool) -> int:

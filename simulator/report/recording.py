@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from simulator.cost.allocator import run_allocator
 from simulator.cost.allocator_settings import AllocatorSettings
-from simulator.errors import ScenarioError, Violation
 from simulator.report.reserved import play
-from simulator.report.simulated import Simulated
+from simulator.report.simulated import Simulated, class_number
 from simulator.report.snapshot import DEFAULT_MAX_ENTRIES, Recording, memory_snapshot_bytes
 
-MAX_LISTED = 6
-"""Rank classes that a message names."""
 ENTRIES_PER_EVENT = 2
 """A block is freed in two entries."""
 
@@ -45,18 +42,10 @@ def snapshot_with_peak(recording: Recording, *, max_entries: int = DEFAULT_MAX_E
 
 
 def _class_number(simulated: Simulated, wanted: str | None) -> int:
-    names = [rank_class.name for rank_class in simulated.step.program.classes]
     if wanted is None:
         return simulated.fullest_class
-    if wanted in names:
-        return names.index(wanted)
-    if wanted.isdecimal() and int(wanted) < len(names):
-        return int(wanted)
-    shown = ", ".join(names[:MAX_LISTED]) + (", …" if len(names) > MAX_LISTED else "")
-    violation = Violation(
-        path=f"--memory-class {wanted[:80]}",
-        problem="is not a rank class of this job",
-        why=f"there are {len(names)}: {shown}",
-        mend=f"write one of these names, or a number from 0 to {len(names) - 1}",
-    )
-    raise ScenarioError([violation])
+    names = [rank_class.name for rank_class in simulated.step.program.classes]
+    for known in (names, [f"pipeline rank {rank}" for rank in simulated.step.pipeline_ranks]):
+        if wanted in known:
+            return known.index(wanted)
+    return class_number(names, wanted, option="--memory-class")

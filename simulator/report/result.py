@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from simulator.report.spread import Spread
+
 MEMORY_CATEGORIES = (
     "parameters",
     "gradients",
@@ -265,6 +267,10 @@ class Step:
     """Time of the slowest class by what its compute stream did or waited for; adds up to `time_s`."""
     slowest_class: str
     """The class whose compute stream worked longest."""
+    spread: Spread | None = None
+    """With jitter: how the times of drawn steps spread; all else is of the step without jitter."""
+    time_without_slow_ranks_s: float | None = None
+    """With stragglers or slow links: time of the same step without them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

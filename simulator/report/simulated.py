@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator.cost.pricing import StageCosts
 from simulator.engine import Timeline
+from simulator.errors import ScenarioError, Violation
 from simulator.lowering.step import LoweredStep
+from simulator.lowering.variation import Variation
 from simulator.model.layers import Model
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.scenario import Scenario
+from simulator.report.spread import Draws
 from simulator.schedule import PipelineSchedule
+
+MAX_LISTED = 6
+"""Rank classes that a message names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -27,15 +34,54 @@ class Simulated:
     """Prices of its stages."""
     schedule: PipelineSchedule
     """Order of actions."""
+    variation: Variation
+    """What differs between its ranks."""
     step: LoweredStep
     """The program."""
     timeline: Timeline
     """What ran when."""
     wall_s: float
     """Wall time of the simulation."""
+    draws: Draws | None = None
+    """Steps with jitter, if any were drawn."""
+    without_slow_ranks_ps: int | None = None
+    """Time of the step without stragglers and slow links, if there are any."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the step."""
+        tokens = self.variation.tokens
+        if tokens is not None:
+            return int(tokens.sum())
+        return self.scenario.training.sequence_length * self.scenario.training.global_batch
 
     @property
     def fullest_class(self) -> int:
         """Number of the rank class with the highest peak, the first of equal ones."""
         peaks = self.timeline.counter_peaks
         return max(range(len(peaks)), key=lambda number: peaks[number].total)
+
+
+def class_number(names: Sequence[str], wanted: str, *, option: str) -> int:
+    """Returns the number of a rank class.
+
+    Args:
+        names: those of all classes.
+        wanted: name or number of one.
+        option: the option that names it, for messages.
+
+    Raises:
+        ScenarioError: there is no such class.
+    """
+    if wanted in names:
+        return names.index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(names):
+        return int(wanted)
+    shown = ", ".join(names[:MAX_LISTED]) + (", …" if len(names) > MAX_LISTED else "")
+    violation = Violation(
+        path=f"{option} {wanted[:80]}",
+        problem="is not a rank class of this job",
+        why=f"there are {len(names)}: {shown}",
+        mend=f"write one of these names, or a number from 0 to {len(names) - 1}",
+    )
+    raise ScenarioError([violation])

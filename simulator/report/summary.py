@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from simulator.cost.memory import MEMORY
+from simulator.engine import Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category
 from simulator.report import result
+from simulator.report.class_memory import memory_by_class
 from simulator.report.flops import step_flops
 from simulator.report.host import host_use
 from simulator.report.levers import Base
 from simulator.report.peak import peak_of
 from simulator.report.reserved import play
 from simulator.report.simulated import Simulated
+from simulator.report.spread import spread_of
 from simulator.report.traffic import communication_of
 from simulator.report.warnings import warnings_of
 from simulator.version import VERSION
@@ -29,7 +31,7 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
         simulated: what was simulated.
         levers: tries single changes, compared with the memory as it is; None: none are tried.
     """
-    slowest = slowest_class(simulated)
+    slowest = slowest_class(simulated.timeline)
     memory = _memory(simulated, levers)
     step = _step(simulated, slowest)
     return result.Report(
@@ -58,9 +60,9 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
     )
 
 
-def slowest_class(simulated: Simulated) -> int:
+def slowest_class(timeline: Timeline) -> int:
     """Returns the class that idles least: the others wait for it."""
-    return int(simulated.timeline.time_ps[:, CATEGORIES.index(Category.BUBBLE)].argmin())
+    return int(timeline.time_ps[:, CATEGORIES.index(Category.BUBBLE)].argmin())
 
 
 def _resolved(simulated: Simulated) -> dict[str, object]:
@@ -95,34 +97,19 @@ def _parameters(simulated: Simulated) -> result.Parameters:
 def _memory(simulated: Simulated, levers: Levers | None) -> result.Memory:
     class_number = simulated.fullest_class
     trace, reservation = play(simulated, class_number)
-    classes: list[result.ClassMemory] = []
-    for number, rank_class in enumerate(simulated.step.program.classes):
-        peak = simulated.timeline.counter_peaks[number]
-        is_fullest = number == class_number
-        classes.append(
-            result.ClassMemory(
-                class_=rank_class.name,
-                pipeline_rank=simulated.step.pipeline_ranks[number],
-                count=rank_class.count,
-                peak_bytes=peak.total,
-                reserved_peak_bytes=reservation.total_bytes if is_fullest else reservation.reserved_of(peak.total),
-                peak_time_s=peak.time_ps / PICOSECONDS_PER_SECOND,
-                at_peak={str(name): level for name, level in zip(MEMORY, peak.at_peak, strict=True)},
-                steady={str(name): level for name, level in zip(MEMORY, rank_class.initial, strict=True)},
-            )
-        )
+    classes, fullest = memory_by_class(simulated, reservation, class_number)
     capacity = simulated.mesh.cluster.accelerator.memory_usable_bytes
     run = reservation.run
     use = host_use(simulated.costs, simulated.schedule, simulated.mesh, simulated.scenario.training.offload)
     host = simulated.mesh.cluster.host
     memory = result.Memory(
         capacity_bytes=capacity,
-        peak_bytes=classes[class_number].peak_bytes,
+        peak_bytes=classes[fullest].peak_bytes,
         reserved_peak_bytes=reservation.total_bytes,
         fits=reservation.served,
         shortfall_bytes=0 if reservation.served else reservation.total_bytes - capacity,
-        peak_class=classes[class_number].class_,
-        peak=peak_of(trace, simulated.step, simulated.schedule, class_number),
+        peak_class=classes[fullest].class_,
+        peak=replace(peak_of(trace, simulated.step, simulated.schedule, class_number), class_=classes[fullest].class_),
         allocator=result.AllocatorMemory(
             name=str(reservation.allocator),
             outside_bytes=reservation.outside_bytes,
@@ -149,10 +136,12 @@ def _memory(simulated: Simulated, levers: Levers | None) -> result.Memory:
 def _step(simulated: Simulated, slowest: int) -> result.Step:
     scenario, training = simulated.scenario, simulated.scenario.training
     time_s = simulated.timeline.makespan_ps / PICOSECONDS_PER_SECOND
-    tokens = training.sequence_length * training.global_batch
-    flops = step_flops(simulated.model, simulated.costs, training, scenario.assumptions.flops_convention)
+    tokens = simulated.num_tokens
+    convention = scenario.assumptions.flops_convention
+    flops = step_flops(simulated.model, simulated.costs, training, convention, tokens=tokens)
     peak = simulated.mesh.cluster.accelerator.peak_flops_per_s[training.types.compute] * scenario.devices
     spent = simulated.timeline.time_ps[slowest]
+    without_ps = simulated.without_slow_ranks_ps
     return result.Step(
         time_s=time_s,
         tokens=tokens,
@@ -169,4 +158,6 @@ def _step(simulated: Simulated, slowest: int) -> result.Step:
             for name in result.BREAKDOWN_CATEGORIES
         },
         slowest_class=simulated.step.program.classes[slowest].name,
+        spread=None if simulated.draws is None else spread_of(simulated.draws),
+        time_without_slow_ranks_s=None if without_ps is None else without_ps / PICOSECONDS_PER_SECOND,
     )

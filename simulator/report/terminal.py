@@ -14,6 +14,7 @@ from simulator.report.result import (
     ClassMemory,
     Report,
 )
+from simulator.report.unlike_ranks import print_spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +36,7 @@ def print_report(report: Report, console: Console) -> None:
     _print_levers(report, console)
     _print_communication(report, console)
     _print_breakdown(report, console)
+    print_spread(report, console)
     _print_pipeline(report, console)
     engine = report.engine
     tasks = (

@@ -1,10 +1,14 @@
 """The timeline as Chrome trace events, which Perfetto (ui.perfetto.dev) and chrome://tracing show.
 
 A process is a rank class, a thread one of its streams, a complete event a task; the memory of a class is a counter
-track with all categories stacked. The file is written as it is made, in an order that depends on nothing but the
-trace: the same input gives the same bytes.
+track with all categories stacked, its actions are a thread of their own above the streams. Flow events are arrows from
+sender to receiver and from what was waited for to the waiter. The file is written as it is made, in an order that
+depends on nothing but the trace: the same input gives the same bytes.
 
-Source: Trace Event Format, Google, 2016 (`X`, `C` and `M` events; `ts` and `dur` in microseconds).
+An end of an arrow follows its task in the file at once and has a time within it, as viewers bind it to the task that
+they read last on that thread. The source's time is the begin of its task, the target's the middle: never before it.
+
+Source: Trace Event Format, Google, 2016 (`X`, `C`, `M`, `s` and `f` events; `ts` and `dur` in microseconds).
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ import numpy.typing as npt
 from simulator.engine.program import Program
 from simulator.engine.timeline import Timeline, counter_track
 from simulator.errors import SimulatorFault
+from simulator.report.trace_flows import Flow, by_row, find_flows
+from simulator.report.trace_pipeline import TracedPipeline, action_slices
 
 if TYPE_CHECKING:
     IntArray = npt.NDArray[np.int64]
@@ -39,6 +45,10 @@ class Trace:
     """What ran when, with its spans recorded."""
     class_names: tuple[str, ...]
     """Name of each rank class, in the order of `program.classes`."""
+    classes: tuple[int, ...] | None = None
+    """The classes to write; None: as many as there is room for."""
+    pipeline: TracedPipeline | None = None
+    """The pipeline that it is a trace of; None: without arrows and actions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +60,7 @@ class TraceCoverage:
     total_spans: int
     """Task executions of all classes."""
     left_out: tuple[str, ...]
-    """Rank classes that are not in the file, as it would have become too large."""
+    """Rank classes that are not in the file."""
 
 
 def write_trace(trace: Trace, file: TextIO, *, max_spans: int = DEFAULT_MAX_SPANS) -> TraceCoverage:
@@ -61,6 +71,7 @@ def write_trace(trace: Trace, file: TextIO, *, max_spans: int = DEFAULT_MAX_SPAN
         file: where to; written to in order, not closed.
         max_spans: budget of task executions. Beyond it whole rank classes are left out: the first, the last and
             evenly spread ones between are kept (the first in any case). The file names those left out in `otherData`.
+            It does not count where the trace names its classes.
 
     Raises:
         SimulatorFault: the timeline was recorded without any spans, or the names do not match the classes.
@@ -72,7 +83,8 @@ def write_trace(trace: Trace, file: TextIO, *, max_spans: int = DEFAULT_MAX_SPAN
         raise SimulatorFault(f"{len(trace.class_names)} class names for {num_classes} rank classes")
     sizes = spans_per_class(trace.program)
     recorded = set(np.unique(spans["class"]).tolist())
-    kept = {at for at in choose_classes(sizes, max_spans=max_spans) if at in recorded or not sizes[at]}
+    wanted = choose_classes(sizes, max_spans=max_spans) if trace.classes is None else set(trace.classes)
+    kept = {at for at in wanted if at in recorded or not sizes[at]}
     left_out = tuple(name for at, name in enumerate(trace.class_names) if at not in kept)
     written = sum(sizes[at] for at in kept)
     coverage = TraceCoverage(written_spans=written, total_spans=sum(sizes), left_out=left_out)
@@ -139,13 +151,54 @@ def _events(trace: Trace, spans: npt.NDArray[np.void], classes: Sequence[int]) -
         for routine in trace.program.routines
     ]
     order = np.lexsort((spans["end_ps"], spans["begin_ps"], spans["stream"], spans["class"]))
-    bounds = np.searchsorted(spans["class"], np.arange(len(trace.class_names) + 1), sorter=order)
+    ordered = spans[order[np.isin(spans["class"][order], classes)]]
+    flows = _flows(trace, ordered)
+    ends = by_row(flows)
+    bounds = np.searchsorted(ordered["class"], np.arange(len(trace.class_names) + 1))
     for at in classes:
-        mine = order[bounds[at] : bounds[at + 1]]
-        yield from _names(trace, at, streams=[int(stream) for stream in np.unique(spans["stream"][mine])])
+        mine = range(int(bounds[at]), int(bounds[at + 1]))
+        yield from _names(
+            trace, at, streams=[int(stream) for stream in np.unique(ordered["stream"][mine.start : mine.stop])]
+        )
         yield from _counters(trace, at)
-        for begin in range(0, len(mine), _SPANS_AT_ONCE):
-            yield from _tasks(heads, spans[mine[begin : begin + _SPANS_AT_ONCE]])
+        yield from _actions(trace, at)
+        for begin in range(mine.start, mine.stop, _SPANS_AT_ONCE):
+            rows = range(begin, min(begin + _SPANS_AT_ONCE, mine.stop))
+            for row, (task, span) in zip(rows, _tasks(heads, ordered[rows.start : rows.stop]), strict=True):
+                yield task
+                for number, is_source in ends.get(row, ()):
+                    yield _flow_end(flows[number], number, is_source=is_source, span=span)
+
+
+def _flows(trace: Trace, ordered: npt.NDArray[np.void]) -> list[Flow]:
+    if trace.pipeline is None:
+        return []
+    return find_flows(trace.program, ordered, sends=trace.pipeline.sends, receives=trace.pipeline.receives)
+
+
+def _flow_end(flow: Flow, number: int, *, is_source: bool, span: tuple[int, ...]) -> str:
+    at, stream, _, _, _, begin_ps, end_ps = span
+    time_ps = begin_ps if is_source else begin_ps + (end_ps - begin_ps) // 2
+    phase = '"ph":"s"' if is_source else '"ph":"f","bp":"e"'
+    return (
+        f'{{"name":"{flow.name}","cat":"flow",{phase},"id":{number + 1},'
+        f'"pid":{at + 1},"tid":{stream + 1},"ts":{_microseconds(time_ps)}}}'
+    )
+
+
+def _actions(trace: Trace, at: int) -> Iterator[str]:
+    """Yields the actions of a class, on the thread after its streams."""
+    if trace.pipeline is None:
+        return
+    thread = len(trace.program.streams)
+    yield _metadata("thread_name", {"name": "actions"}, at=at, stream=thread)
+    yield _metadata("thread_sort_index", {"sort_index": -1}, at=at, stream=thread)
+    for action in action_slices(trace.pipeline, trace.program, trace.timeline, at):
+        head = {"name": action.name, "cat": "action", "ph": "X", "cname": action.colour, "args": action.args}
+        yield (
+            f'{_json(head)[:-1]},"pid":{at + 1},"tid":{thread + 1},'
+            f'"ts":{_microseconds(action.begin_ps)},"dur":{_microseconds(action.end_ps - action.begin_ps)}}}'
+        )
 
 
 def _names(trace: Trace, at: int, *, streams: Sequence[int]) -> Iterator[str]:
@@ -183,11 +236,14 @@ def _head(program: Program, routine: Any, task: int) -> str:
     return f'{_json(fixed)[:-1]},"args":{{"routine":{_json(routine.name)},"index":'
 
 
-def _tasks(heads: Sequence[Sequence[str]], spans: npt.NDArray[np.void]) -> Iterator[str]:
-    for at, stream, routine, task, index, begin_ps, end_ps in spans.tolist():
+def _tasks(heads: Sequence[Sequence[str]], spans: npt.NDArray[np.void]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the event of each task, and its span."""
+    for span in spans.tolist():
+        at, stream, routine, task, index, begin_ps, end_ps = span
         yield (
             f'{heads[routine][task]}{index}}},"pid":{at + 1},"tid":{stream + 1},'
-            f'"ts":{_microseconds(begin_ps)},"dur":{_microseconds(end_ps - begin_ps)}}}'
+            f'"ts":{_microseconds(begin_ps)},"dur":{_microseconds(end_ps - begin_ps)}}}',
+            span,
         )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from simulator.cost.collectives import Port, time_alone_s
 from simulator.engine import Timeline
@@ -51,27 +52,33 @@ def communication_of(
     accounts: dict[tuple[str, str], _Account] = defaultdict(_Account)
     tier_bytes = [0] * len(mesh.cluster.tiers)
     received = 0
-    for number, rank_class in enumerate(step.program.classes):
-        times_called = np.bincount(rank_class.calls[:, 0], minlength=len(step.program.routines)).tolist()
+    # All classes of a pipeline rank make the same calls.
+    ranks: Counter[int] = Counter()
+    calls_of: dict[int, npt.NDArray[np.int32]] = {}
+    for rank, rank_class in zip(step.pipeline_ranks, step.program.classes, strict=True):
+        ranks[rank] += rank_class.count
+        calls_of[rank] = rank_class.calls
+    for rank, count in ranks.items():
+        times_called = np.bincount(calls_of[rank][:, 0], minlength=len(step.program.routines)).tolist()
         for routine, calls in enumerate(times_called):
             for exchange in step.exchanges[routine] if calls else ():
-                sent = exchange.traffic.sent_bytes * calls * rank_class.count
+                sent = exchange.traffic.sent_bytes * calls * count
                 if exchange.direction is not Direction.SEND:
                     received += sent
                 if exchange.direction is Direction.RECEIVE:
                     continue
                 account = accounts[exchange.axis, exchange.label]
-                account.calls += exchange.calls * calls * rank_class.count
-                account.payload += exchange.traffic.payload_bytes * calls * rank_class.count
+                account.calls += exchange.calls * calls * count
+                account.payload += exchange.traffic.payload_bytes * calls * count
                 account.sent += sent
-                if number not in account.ranks_seen:
-                    account.ranks_seen.add(number)
-                    account.ranks += rank_class.count
-                if number == slowest:
+                if rank not in account.ranks_seen:
+                    account.ranks_seen.add(rank)
+                    account.ranks += count
+                if rank == step.pipeline_ranks[slowest]:
                     account.alone_s_on_slowest += time_alone_s(exchange.traffic, ports) * calls
-                for tier, count in enumerate(exchange.traffic.tier_bytes):
-                    tier_bytes[tier] += count * calls * rank_class.count
-    num_ranks = sum(rank_class.count for rank_class in step.program.classes)
+                for tier, sent_in_tier in enumerate(exchange.traffic.tier_bytes):
+                    tier_bytes[tier] += sent_in_tier * calls * count
+    num_ranks = ranks.total()
     return Communication(
         by_axis=tuple(_by_axis(accounts, timeline, slowest, num_ranks)),
         by_tier=tuple(_by_tier(tier_bytes, step, mesh, ports, timeline, num_ranks)),

@@ -7,6 +7,7 @@ from simulator.parallel.mesh import DeviceMesh, Group
 from simulator.parallel.precision import Dtype
 from simulator.parallel.scenario import Scenario
 from simulator.report.result import Memory, Step
+from simulator.report.unlike_ranks import unlike_warnings
 
 LARGE_BUBBLE = 0.25
 LARGEST_PUBLISHED_PARAMETERS = 2e12
@@ -21,7 +22,7 @@ def warnings_of(
     scenario: Scenario, mesh: DeviceMesh, step: Step, memory: Memory, *, num_parameters: int
 ) -> tuple[str, ...]:
     """Returns the warnings of a report, most important first."""
-    found: list[str] = []
+    found = unlike_warnings(scenario, step)
     tier, domain = mesh.cluster.tiers[0], mesh.domains[0]
     shape = mesh.shapes[Group.TENSOR]
     if memory.fits and memory.reserved_peak_bytes > NEARLY_FULL * memory.capacity_bytes:

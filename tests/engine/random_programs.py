@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,8 +24,10 @@ NUM_STREAMS = 3
 NUM_CATEGORIES = 4
 
 
-def random_program(seed: int, *, contention: bool = True, deadlocks: bool = True) -> Program:
+def random_program(seed: int, *, contention: bool = True, deadlocks: bool = True, paced: bool = True) -> Program:
     """Return a random program; the same for the same arguments.
+
+    With `paced` about half of the classes get a pace of their own for each call; nothing else differs.
 
     Events are recorded by the first routines in the order of their slots, and tasks wait for slots recorded earlier
     in the same routine or by routines called earlier with the same index, so that waits agree with one order of all
@@ -60,8 +63,10 @@ def random_program(seed: int, *, contention: bool = True, deadlocks: bool = True
         else:
             class_resources = tuple(shared_stock[number::num_classes]) or ()
         mine = []
+        recorded: list[int] = []
         for kind in range(2):
-            recorded: list[int] = []
+            if order is not rounds:
+                recorded = []
             tasks: list[Task] = []
             free_slots = [slot for slot in range(14) if slot % 2 == kind and not slots[slot].shared_over_calls]
             meetings = [n for n in meetings_of_kind[kind] if n in own]
@@ -109,6 +114,8 @@ def random_program(seed: int, *, contention: bool = True, deadlocks: bool = True
                 initial=(dice.randint(0, 5), 0),
             )
         )
+    if paced:
+        classes = [_paced(dice, rank_class) for rank_class in classes]
     return Program(
         streams=("compute", "send", "copy"),
         categories=tuple(f"category {n}" for n in range(NUM_CATEGORIES)),
@@ -120,6 +127,13 @@ def random_program(seed: int, *, contention: bool = True, deadlocks: bool = True
         resources=resources,
         communicators=communicators,
     )
+
+
+def _paced(dice: random.Random, rank_class: RankClass) -> RankClass:
+    if dice.random() < 0.5:
+        return rank_class
+    paces = [dice.choice([1, 1000, 1023, 1024, 1025, 1500, 5000]) for _ in rank_class.calls]
+    return replace(rank_class, pace=np.array(paces, dtype=np.int32))
 
 
 def _random_task(
@@ -145,7 +159,7 @@ def _random_task(
         name=name,
         stream=stream,
         category=dice.randrange(NUM_CATEGORIES),
-        duration_ps=dice.choice([0, 0, 1, 2, 1000, 3000, 5000, 12_345]),
+        duration_ps=dice.choice([0, 0, 1, 2, 1000, 3000, 5000, 12_345, 1_048_576]),
         demands=demands,
         communicator=communicator,
         waits=tuple(dice.sample(can_wait, min(len(can_wait), dice.choice([0, 1, 1, 2])))),

@@ -29,7 +29,8 @@ def simpy_makespan_ps(program: Program) -> int:
     def stream_process(class_index: int, stream: int) -> Generator[simpy.Event, None, None]:
         rank_class = program.classes[class_index]
         sequence: defaultdict[int, int] = defaultdict(int)
-        for routine, index in rank_class.calls.tolist():
+        pace = [1024] * len(rank_class.calls) if rank_class.pace is None else rank_class.pace.tolist()
+        for (routine, index), pace_of_call in zip(rank_class.calls.tolist(), pace, strict=True):
             for task in program.routines[routine].tasks:
                 if task.stream != stream:
                     continue
@@ -38,7 +39,9 @@ def simpy_makespan_ps(program: Program) -> int:
                     return events[class_index, slot, 0 if program.events[slot].shared_over_calls else index]
 
                 yield simpy.AllOf(environment, [event(slot) for slot in task.waits])
-                latency_ps = duration_ps(class_index, task)
+                latency_ps: int = duration_ps(class_index, task)
+                if task.communicator is None and not task.demands:
+                    latency_ps += task.duration_ps // 1024 * (pace_of_call - 1024)
                 if task.communicator is not None:
                     communicator = rank_class.communicators[task.communicator]
                     meeting = communicator, sequence[communicator]

@@ -8,11 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from simulator.engine import DeadlockError, Program, Timeline, counter_track, run
+from simulator.engine import DeadlockError, Program, Timeline, compiled, counter_track, run, state
 from simulator.engine.reference import Transfer, fair_rates, run_reference
+from simulator.errors import SimulatorFault
 from tests.engine.programs import assert_same, run_with_spans
 from tests.engine.random_programs import random_program
 from tests.engine.simpy_model import simpy_makespan_ps
@@ -33,6 +34,36 @@ def test_the_compiled_engine_equals_the_reference(seed: int) -> None:
     else:
         assert_same(run_with_spans(program), expected)
         assert_same(run(program), expected)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=seeds, steps=st.sampled_from([1, 3, 20]), room=st.sampled_from([1, 10, 30]))
+def test_slices_and_room_for_events_change_nothing(
+    seed: int, steps: int, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = random_program(seed, deadlocks=False)
+    expected = finished(program)
+    shares: list[float] = []
+    with monkeypatch.context() as small:
+        small.setattr(compiled, "STEPS_AT_ONCE", steps)
+        small.setattr(state, "FIRST_ROOM", room)
+        assert_same(run(program, record_spans=True, progress=shares.append), expected)
+    assert shares == sorted(shares)
+    assert shares[0] >= 0.0 and shares[-1] == 1.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=seeds)
+def test_a_run_without_counters_differs_in_nothing_else(seed: int) -> None:
+    program = random_program(seed, deadlocks=False)
+    expected = finished(program)
+    timeline = run(program, record_spans=True, record_counters=False)
+    assert timeline.counter_peaks == ()
+    with pytest.raises(SimulatorFault, match="were not recorded"):
+        counter_track(timeline, 0)
+    assert_same(
+        replace(timeline, counter_peaks=expected.counter_peaks, counter_source=expected.counter_source), expected
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -147,13 +178,16 @@ def one_after_another_ps(program: Program) -> int:
     """Return the time of all tasks if only one runs at a time."""
     total_ps = 0
     for rank_class in program.classes:
-        for routine in rank_class.calls[:, 0]:
+        pace = [1024] * len(rank_class.calls) if rank_class.pace is None else rank_class.pace.tolist()
+        for routine, pace_of_call in zip(rank_class.calls[:, 0].tolist(), pace, strict=True):
             for task in program.routines[routine].tasks:
                 bytes_on: defaultdict[int, int] = defaultdict(int)
                 for demand in task.demands:
                     bytes_on[rank_class.resources[demand.resource]] += demand.bytes
                 speeds = {link: program.resources[link].bytes_per_s for link in bytes_on}
                 total_ps += task.duration_ps
+                if task.communicator is None and not task.demands:
+                    total_ps += task.duration_ps // 1024 * (pace_of_call - 1024)
                 total_ps += math.ceil(max((size / speeds[link] for link, size in bytes_on.items()), default=0) * 1e12)
     return total_ps
 
@@ -167,6 +201,8 @@ def repeated(program: Program, copies: int) -> Program:
         classes=tuple(
             replace(
                 rank_class,
+                # The same array for every other copy, an equal one for the rest.
+                calls=rank_class.calls if copy % 2 else rank_class.calls.copy(),
                 resources=tuple(copy * len(program.resources) + link for link in rank_class.resources),
                 communicators=tuple(copy * len(program.communicators) + group for group in rank_class.communicators),
             )

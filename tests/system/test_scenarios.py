@@ -144,7 +144,7 @@ def test_every_result_adds_up(name: str) -> None:
     assert sum(row.total_bytes for row in communication.by_tier) == communication.sent_bytes_total
     assert sum(entry.count for entry in report.memory.classes) == report.scenario["devices"]
     assert all(sum(entry.at_peak.values()) == entry.peak_bytes for entry in report.memory.classes)
-    assert report.engine.rank_classes == len(report.memory.classes) == report.scenario["layout"]["pp"]
+    assert report.engine.rank_classes >= len(report.memory.classes) == report.scenario["layout"]["pp"]
 
 
 @pytest.mark.parametrize(

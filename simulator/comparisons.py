@@ -1,0 +1,86 @@
+"""What is simulated beside a step: steps with jitter, the step without its slow ranks, single changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from simulator.config.scenario import Scenario
+from simulator.engine import run
+from simulator.errors import SimulatorFault
+from simulator.lowering.paces import pacer_of
+from simulator.lowering.step import lower_step
+from simulator.lowering.variation import drawn_members
+from simulator.report.levers import Base, tried_changes
+from simulator.report.result import Lever
+from simulator.report.simulated import Simulated
+from simulator.report.spread import Draws
+from simulator.report.summary import slowest_class, summarise
+
+Progress = Callable[[float], None]
+"""Is told a share of what is to be done, from 0 to 1."""
+RunSteps = Callable[[Scenario], Simulated]
+"""Simulates a step."""
+
+
+def with_comparisons(simulated: Simulated, run_steps: RunSteps, progress: Progress | None = None) -> Simulated:
+    """Returns a simulation with what else `variability` asks for: steps with jitter, the step without slow ranks.
+
+    Args:
+        simulated: the simulation.
+        run_steps: simulates another scenario.
+        progress: is told from time to time which share of the steps with jitter has run.
+    """
+    scenario = simulated.scenario
+    variability = scenario.variability
+    if variability.drawn_steps:
+        simulated = replace(simulated, draws=draw_steps(simulated, progress))
+    if variability.marks_ranks:
+        without = run_steps(replace(scenario, variability=variability.without_marks()))
+        simulated = replace(simulated, without_slow_ranks_ps=without.timeline.makespan_ps)
+    return simulated
+
+
+def draw_steps(simulated: Simulated, progress: Progress | None = None) -> Draws:
+    """Returns the times of steps with jitter; the step is lowered once, and each gets paces of its own."""
+    scenario, variation, schedule = simulated.scenario, simulated.variation, simulated.schedule
+    jitter = scenario.variability.jitter
+    if jitter is None:
+        raise SimulatorFault("steps are drawn without jitter")
+    members = drawn_members(variation, jitter.fold)
+    step = lower_step(
+        simulated.costs,
+        schedule,
+        mesh=simulated.mesh,
+        layout=scenario.layout,
+        training=scenario.training,
+        assumptions=scenario.assumptions,
+        members=members,
+    )
+    pacer = pacer_of(step, members, variation, schedule, jitter=jitter, seed=scenario.seed)
+    makespans, slowest = [], []
+    for number in range(scenario.variability.drawn_steps):
+        if progress is not None:
+            progress(number / scenario.variability.drawn_steps)
+        timeline = run(pacer.paced(number).program, record_counters=False)
+        makespans.append(timeline.makespan_ps)
+        slowest.append(members.names[slowest_class(timeline)])
+    return Draws(makespans_ps=np.array(makespans, dtype=np.int64), slowest=tuple(slowest))
+
+
+def levers_of(run_steps: RunSteps, *, always: bool) -> Callable[[Base], tuple[Lever, ...]]:
+    """Returns what tries single changes that lower the memory of a job; unless `always`, only of one that does not fit.
+
+    Args:
+        run_steps: simulates a changed scenario.
+        always: try them also if the job fits.
+    """
+
+    def levers(base: Base) -> tuple[Lever, ...]:
+        if base.memory.fits and not always:
+            return ()
+        return tried_changes(base, lambda changed: summarise(run_steps(changed)))
+
+    return levers
