@@ -18,17 +18,18 @@ from simulator.engine import run
 from simulator.errors import ScenarioError
 from simulator.lowering.evaluation import MemoryEvaluation, evaluate
 from simulator.lowering.paces import pacer_of
+from simulator.lowering.stage_balance import with_stages_listed
+from simulator.lowering.stage_profile import limit_violations, schedule_of
 from simulator.lowering.step import LoweredStep, lower_step
 from simulator.lowering.variation import alike_members, resolve_variation, single_varied_members
 from simulator.model.decoder import build_model
-from simulator.parallel.degrees import num_microbatches, resolve_degrees
+from simulator.parallel.degrees import resolve_degrees
 from simulator.parallel.mesh import build_mesh
 from simulator.parallel.stages import split_into_stages
 from simulator.report.result import Report
 from simulator.report.simulated import Simulated
 from simulator.report.spans import classes_to_show
 from simulator.report.summary import summarise
-from simulator.schedule import SCHEDULES, build_schedule
 
 __all__ = ["evaluate_memory", "require_valid", "run_steps", "simulate"]
 
@@ -50,6 +51,7 @@ def run_steps(
         progress: is told from time to time which share of the step has run.
     """
     started = perf_counter()
+    scenario = with_stages_listed(scenario)
     layout, training, assumptions = scenario.layout, scenario.training, scenario.assumptions
     degrees = resolve_degrees(layout, devices=scenario.devices)
     model = build_model(
@@ -60,11 +62,9 @@ def run_steps(
     )
     cluster = build_cluster(scenario.cluster)
     mesh = build_mesh(layout, degrees, cluster, has_experts=scenario.model.experts is not None)
-    stages = split_into_stages(model, layout, degrees, ends_meet=SCHEDULES[scenario.schedule].ends_meet)
+    stages = split_into_stages(model, layout, degrees, ends_meet=scenario.ends_meet)
     costs = price_stages(model, stages, mesh=mesh, layout=layout, training=training, assumptions=assumptions)
-    schedule = build_schedule(
-        scenario.schedule, pp=layout.pp, vpp=layout.vpp, microbatches=num_microbatches(training, degrees)
-    )
+    schedule = schedule_of(scenario, costs=costs, mesh=mesh)
     variation = resolve_variation(scenario.variability, mesh=mesh, training=training, seed=scenario.seed)
     members = alike_members(variation, schedule) if fold else single_varied_members(variation)
     step = lower_step(
@@ -114,7 +114,7 @@ def evaluate_memory(scenario: Scenario) -> MemoryEvaluation:
         ScenarioError: the scenario breaks a rule.
     """
     require_valid(scenario)
-    return evaluate(scenario)
+    return evaluate(with_stages_listed(scenario))
 
 
 def require_valid(scenario: Scenario) -> None:
@@ -123,5 +123,5 @@ def require_valid(scenario: Scenario) -> None:
     Raises:
         ScenarioError: there are some.
     """
-    if violations := broken_rules(scenario):
+    if violations := broken_rules(scenario) or limit_violations(with_stages_listed(scenario)):
         raise ScenarioError(problems_of(violations, scenario.origin))

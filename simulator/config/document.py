@@ -79,12 +79,13 @@ def parse_document(text: str, name: str) -> tuple[Node, list[Problem]]:
     return builder.root, builder.problems
 
 
-def read_text(path: Path, name: str) -> str:
+def read_text(path: Path, name: str, *, max_bytes: int = MAX_FILE_BYTES) -> str:
     """Returns the text of a file.
 
     Args:
         path: the file.
         name: its name in messages.
+        max_bytes: the largest file that is read.
 
     Raises:
         ScenarioError: the file cannot be read, is too large or not UTF-8.
@@ -94,14 +95,14 @@ def read_text(path: Path, name: str) -> str:
         if path.is_dir():
             raise ScenarioError([_unreadable(place, "this is a directory", "name a file in it")])
         with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except FileNotFoundError:
         raise ScenarioError([_unreadable(place, "there is no such file", _similar_file(path))]) from None
     except (OSError, ValueError) as error:
         reason = f"the file cannot be read: {getattr(error, 'strerror', None) or error}"
         raise ScenarioError([_unreadable(place, reason, "check the name and the permissions")]) from None
-    if len(data) > MAX_FILE_BYTES:
-        limit = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
+    if len(data) > max_bytes:
+        limit = f"the file is larger than {max_bytes >> 20} MiB"
         raise ScenarioError([_unreadable(place, limit, "name a scenario file; they are a few kilobytes")])
     try:
         return data.decode("utf-8-sig")

@@ -14,11 +14,13 @@ from simulator.config.huggingface.reading import is_config, read_config
 from simulator.config.library import FILE_ENDINGS, Kind, builtin_path, looks_like_path, shown_path, suggestion
 from simulator.config.overrides import Override, apply_override, command_line_overrides, variant_overrides
 from simulator.config.scenario_form import Origin, Scenario, ScenarioForm
+from simulator.config.schedule_table import read_schedule
 from simulator.config.token_table import with_token_table
 from simulator.config.tree import Entry, Node, Place, entries_of
 from simulator.config.wording import shortened
 from simulator.cost.validity import broken_rules
 from simulator.errors import Problem, ScenarioError, Violation
+from simulator.parallel.schedule_choice import ScheduleChoice
 
 __all__ = ["Scenario", "input_files", "problems_of", "read_scenario", "read_variants"]
 
@@ -147,7 +149,10 @@ class _Source:
         if filled is None or problems:
             return None, problems
         origin = Origin(root=root, variant=variant)
-        scenario = _scenario(filled, origin)
+        schedule, problems = read_schedule(filled.schedule, root, self.path.parent)
+        if problems:
+            return None, problems
+        scenario = _scenario(filled, schedule, origin)
         return scenario, _broken_rules(scenario, origin) if rules else []
 
 
@@ -221,9 +226,9 @@ def _referenced(text: str, kind: Kind, folder: Path) -> Path | Violation:
     return Violation(path=key, problem=problem, why=why, mend=suggestion(kind, stem))
 
 
-def _scenario(filled: ScenarioForm, origin: Origin) -> Scenario:
+def _scenario(filled: ScenarioForm, schedule: ScheduleChoice, origin: Origin) -> Scenario:
     values: dict[str, Any] = {key: getattr(filled, key) for key in ScenarioForm.model_fields}
-    values |= {"devices": filled.devices or 0, "schedule": filled.schedule or ""}
+    values |= {"devices": filled.devices or 0, "schedule": schedule}
     if origin.variant:
         values["name"] = f"{filled.name} / {origin.variant}"
     return Scenario(**values, origin=origin)

@@ -14,12 +14,15 @@ from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
 from simulator.parallel.scenario import Scenario
+from simulator.parallel.schedule_choice import LimitedSchedule
 from simulator.parallel.training import Training
 from simulator.parallel.variability import Variability
 from simulator.schedule import SCHEDULES
 
 MAX_DEVICES = 1 << 24
 MAX_SEED = (1 << 63) - 1
+TABLE_ENDING = ".csv"
+"""Of the path of a table of actions."""
 
 
 class ScenarioForm(BaseModel):
@@ -37,8 +40,10 @@ class ScenarioForm(BaseModel):
         None, description="Accelerators that the job uses; default: all of the cluster."
     )
     layout: Layout = Field(Layout(), description="Degree of each axis, and what is sharded over data.")
-    schedule: str | None = Field(
-        None, description="Pipeline schedule; default: 1f1b, with vpp above 1 interleaved-1f1b."
+    schedule: str | LimitedSchedule | None = Field(
+        None,
+        description="Pipeline schedule: a name, the path of a table of actions (.csv), or a name with its limit of "
+        "memory; default: 1f1b, with vpp above 1 interleaved-1f1b.",
     )
     training: Training = Field(description="Batch, precision, optimizer, recompute, overlap.")
     assumptions: Assumptions = Field(Assumptions(), description="Constants of the model that the user knows better.")
@@ -50,8 +55,8 @@ class ScenarioForm(BaseModel):
 
     @field_validator("schedule")
     @classmethod
-    def _schedule_exists(cls, value: str | None) -> str | None:
-        if value is not None and value not in SCHEDULES:
+    def _schedule_exists(cls, value: str | LimitedSchedule | None) -> str | LimitedSchedule | None:
+        if isinstance(value, str) and value not in SCHEDULES and not value.endswith(TABLE_ENDING):
             names = ", ".join(f"'{name}'" for name in SCHEDULES)
             raise PydanticCustomError("enum", "Input should be {expected}", {"expected": names})
         return value
@@ -67,4 +72,4 @@ class Origin:
     """Name of the variant, empty for the scenario itself."""
 
 
-__all__ = ["MAX_DEVICES", "MAX_SEED", "Origin", "Scenario", "ScenarioForm"]
+__all__ = ["MAX_DEVICES", "MAX_SEED", "TABLE_ENDING", "Origin", "Scenario", "ScenarioForm"]

@@ -38,7 +38,9 @@ def json_schema(kind: SchemaKind) -> dict[str, Any]:
         keys = schema["properties"]
         keys["model"] = _named(keys["model"], Kind.MODELS)
         keys["cluster"] = _named(keys["cluster"], Kind.CLUSTERS)
-        keys["schedule"] = {**keys["schedule"], "anyOf": [{"enum": list(SCHEDULES)}, {"type": "null"}]}
+        named, *others = keys["schedule"]["anyOf"]
+        table = {**named, "pattern": r"\.csv$"}
+        keys["schedule"] = {**keys["schedule"], "anyOf": [{"enum": list(SCHEDULES)}, table, *others]}
     return {"$schema": _DIALECT, **schema}
 
 

@@ -14,6 +14,7 @@ from simulator.cost.pricing import memory_rules
 from simulator.cost.resident import levels_of, resident
 from simulator.cost.shares import share_stages
 from simulator.lowering.memory_walk import RankMemory, stages_of_ranks, walk_step
+from simulator.lowering.stage_profile import schedule_of
 from simulator.model.adapters import Adapters
 from simulator.model.decoder import build_model
 from simulator.model.kernels import Kernels
@@ -76,11 +77,15 @@ def evaluate(scenario: Scenario) -> MemoryEvaluation:
     degrees = resolve_degrees(layout, devices=scenario.devices)
     cut = Layout(pp=layout.pp, vpp=layout.vpp, stages=layout.stages)
     model = _model(scenario.model, training.sequence_length, assumptions.kernels, training.adapters)
-    stages = _stages(model, cut, ends_meet=SCHEDULES[scenario.schedule].ends_meet)
+    stages = _stages(model, cut, ends_meet=scenario.ends_meet)
     rules = memory_rules(model, layout, degrees, training, assumptions, vendor=scenario.cluster.accelerator.vendor)
     shares = share_stages(model, stages, degrees, training, vocab_padding=assumptions.vocab_padding)
-    microbatches = enough_microbatches(scenario.schedule, layout.pp, num_microbatches(training, degrees))
-    schedule = _schedule(scenario.schedule, layout.pp, layout.vpp, microbatches)
+    name = scenario.schedule_name
+    microbatches = enough_microbatches(name, layout.pp, num_microbatches(training, degrees))
+    if name in SCHEDULES and not SCHEDULES[name].needs_profile:
+        schedule = _schedule(name, layout.pp, layout.vpp, microbatches)
+    else:
+        schedule = schedule_of(scenario, microbatches=microbatches)
     known: dict[object, Levels] = {}
     initial = []
     for stages_of_rank in stages_of_ranks(schedule):

@@ -128,7 +128,7 @@ class BackwardPass:
 
             def run(build: RoutineBuilder, position: int = position, layer: LayerCost = layer, at: str = at) -> None:
                 if needs_parameters:
-                    _recompute(layer, build, lowering, choice_at(stage, position, lowering.training), at)
+                    recompute_layer(layer, build, lowering.layers, choice_at(stage, position, lowering.training), at)
                 lower_backward(layer, build, lowering.layers, self.kind, place=f"{at} backward")
 
             def after(position: int = position, layer: LayerCost = layer, at: str = at) -> None:
@@ -213,17 +213,25 @@ def choice_at(stage: StageCost, position: int, training: Training) -> RecomputeC
     return recompute_choice(training, stage.layers[position].kind, among_transformers)
 
 
-def _recompute(
-    layer: LayerCost, build: RoutineBuilder, lowering: PassLowering, choice: RecomputeChoice, place: str
+def recompute_layer(
+    layer: LayerCost, build: RoutineBuilder, lowering: LayerLowering, choice: RecomputeChoice, place: str
 ) -> None:
-    """Runs again what was dropped: the layer or its blocks with their collectives, or single operators (E2.6)."""
+    """Adds what runs again of a layer: itself or its blocks with their collectives, or single operators (E2.6).
+
+    Args:
+        layer: its cost.
+        build: the routine being written.
+        lowering: what all layers share.
+        choice: what was dropped.
+        place: a name for this layer in its routine, for events.
+    """
     if choice.keeps_every_other_matmul:
         # The results of collectives are kept as well (torchtitan's selective operators).
         build.compute(layer.half_recompute_s, "recompute")
         return
     whole = tuple(block for block in layer.blocks if choice.whole or block.name in choice.names)
     if whole:
-        lower_forward(layer, build, lowering.layers, place=f"{place} recompute", blocks=whole)
+        lower_forward(layer, build, lowering, place=f"{place} recompute", blocks=whole)
     rest = tuple(block for block in layer.blocks if block not in whole)
     for name in sorted(choice.names):
         for block in rest:
@@ -233,9 +241,8 @@ def _recompute(
         build.compute(seconds, f"{name.replace('_', ' ')} recompute")
 
 
-def _gather_again(block: BlockCost, build: RoutineBuilder, lowering: PassLowering) -> None:
+def _gather_again(block: BlockCost, build: RoutineBuilder, lowering: LayerLowering) -> None:
     """The latents that the up-projections read are split over the tensor group with sequence parallelism."""
-    layers = lowering.layers
-    if layers.sequence_parallel:
-        gather = layers.transfers.collective(Group.TENSOR, Collective.ALL_GATHER, block.gathered_bytes)
+    if lowering.sequence_parallel:
+        gather = lowering.transfers.collective(Group.TENSOR, Collective.ALL_GATHER, block.gathered_bytes)
         build.blocking(gather, party=Group.TENSOR, category=Category.TENSOR)

@@ -31,6 +31,17 @@ class ContextMethod(StrEnum):
     ULYSSES = "ulysses"
 
 
+class StageBalance(StrEnum):
+    """How layers are dealt to stages that are not listed."""
+
+    EVEN = "even"
+    """As many layers for each stage; what is left over goes to the middle."""
+    AUTO = "auto"
+    """The longest stage, embedding and head counted, is as short as possible."""
+    AUTO_MEMORY = "auto-memory"
+    """The highest peak of memory of all pipeline ranks is as low as possible."""
+
+
 class Layout(BaseModel):
     """How the job is cut into ranks. `auto` values are filled by `resolve_degrees`."""
 
@@ -57,9 +68,16 @@ class Layout(BaseModel):
         "stay gathered from the first forward of a step to the last backward.",
     )
     order: tuple[Axis, ...] = Field(DEFAULT_ORDER, description="Axes, fastest-varying over the devices first.")
-    stages: tuple[Annotated[int, Field(ge=0)], ...] | Literal["auto"] = Field(
-        "auto", description="Layers of each stage, pp * vpp numbers, or auto."
+    stages: tuple[Annotated[int, Field(ge=0)], ...] | StageBalance = Field(
+        StageBalance.EVEN,
+        description="Layers of each stage: even; auto, which makes the longest stage shortest; auto-memory, "
+        "which makes the highest peak of memory lowest; or a list of pp * vpp numbers.",
     )
     devices_per_domain: Degree | Literal["auto"] = Field(
         "auto", description="Devices that the job uses of each scale-up domain; auto: as many as groups fill evenly."
     )
+
+    @property
+    def listed_stages(self) -> tuple[int, ...] | None:
+        """Layers of each stage, if they are listed."""
+        return None if isinstance(self.stages, StageBalance) else self.stages

@@ -30,6 +30,7 @@ from simulator.parallel.offload_rules import (
     offloaded_parameters_are_updated_on_the_host,
 )
 from simulator.parallel.scenario import Scenario
+from simulator.parallel.schedule_choice import choice_violations
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
     expert_degree_divides_experts,
@@ -52,6 +53,7 @@ from simulator.parallel.step_rules import (
     inner_stages_hold_layers,
     layers_fill_stages,
     listed_stages_hold_all_layers,
+    memory_is_balanced_in_a_known_order,
     order_names_every_axis,
     recomputed_layers_exist,
     shard_group_divides_replicas,
@@ -59,7 +61,6 @@ from simulator.parallel.step_rules import (
     step_is_short_enough,
 )
 from simulator.parallel.variability_rules import variability_violations
-from simulator.schedule import schedule_violations
 
 RULES: tuple[Callable[[Case], Check], ...] = (
     degrees_multiply_to_devices,
@@ -80,6 +81,7 @@ RULES: tuple[Callable[[Case], Check], ...] = (
     layers_fill_stages,
     listed_stages_hold_all_layers,
     inner_stages_hold_layers,
+    memory_is_balanced_in_a_known_order,
     shard_group_divides_replicas,
     order_names_every_axis,
     compute_type_is_supported,
@@ -165,12 +167,12 @@ def scenario_violations(scenario: Scenario) -> tuple[Violation, ...]:
         devices=scenario.devices,
         layout=layout,
         degrees=degrees,
-        schedule=scenario.schedule,
+        schedule=scenario.schedule_name,
         training=training,
     )
     found = list(_broken(case, RULES))
     microbatches = max(1, num_microbatches(training, degrees))
-    found += schedule_violations(scenario.schedule, layout.pp, layout.vpp, microbatches)
+    found += choice_violations(scenario.schedule, layout.pp, layout.vpp, microbatches)
     return tuple(found or _broken(case, PLACEMENT_RULES)) or variability_violations(scenario.variability, case)
 
 

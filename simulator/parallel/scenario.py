@@ -10,6 +10,7 @@ from simulator.cluster.spec import ClusterSpec
 from simulator.model.spec import ModelSpec
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.layout import Layout
+from simulator.parallel.schedule_choice import ScheduleChoice, ends_meet, name_of, shown
 from simulator.parallel.training import Training
 from simulator.parallel.variability import Variability
 
@@ -32,8 +33,9 @@ class Scenario:
     """Free text."""
     devices: int = 0
     """Accelerators that the job uses; 0 becomes all of the cluster."""
-    schedule: str = ""
-    """Pipeline schedule; empty becomes `1f1b`, or `interleaved-1f1b` with several virtual stages a rank."""
+    schedule: ScheduleChoice = ""
+    """Pipeline schedule: a name, a name with a limit of memory, or an order of actions. Empty becomes `1f1b`, or
+    `interleaved-1f1b` with several virtual stages a rank."""
     assumptions: Assumptions = field(default_factory=Assumptions)
     """Constants of the model."""
     variability: Variability = field(default_factory=Variability)
@@ -52,6 +54,16 @@ class Scenario:
         if not self.schedule:
             object.__setattr__(self, "schedule", "interleaved-1f1b" if self.layout.vpp > 1 else "1f1b")
 
+    @property
+    def schedule_name(self) -> str:
+        """Name of the schedule: a built-in one's, or that of its table."""
+        return name_of(self.schedule)
+
+    @property
+    def ends_meet(self) -> bool:
+        """Whether one pipeline rank holds the first and the last stage of the model."""
+        return ends_meet(self.schedule, self.layout.vpp)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the scenario for the report: plain values, SI, every default of a file filled in."""
         return {
@@ -61,7 +73,7 @@ class Scenario:
             "cluster": self.cluster.model_dump(mode="json"),
             "devices": self.devices,
             "layout": self.layout.model_dump(mode="json"),
-            "schedule": self.schedule,
+            "schedule": shown(self.schedule),
             "training": self.training.model_dump(mode="json"),
             "assumptions": self.assumptions.model_dump(mode="json"),
             "variability": self.variability.model_dump(mode="json", exclude_none=True),

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 
+from simulator.errors import SimulatorFault
 from simulator.model.layers import Layer, LayerKind, Model
 from simulator.model.tensors import Weight
 from simulator.parallel.degrees import Degrees
-from simulator.parallel.layout import Layout
+from simulator.parallel.layout import Layout, StageBalance
 
 StageKey = tuple[tuple[str, int], ...]
 """Runs of equal layers, by their keys: stages with the same key do the same work."""
@@ -56,14 +57,21 @@ def layers_per_stage(num_layers: int, num_stages: int) -> tuple[int, ...]:
 def split_into_stages(model: Model, layout: Layout, degrees: Degrees, *, ends_meet: bool = False) -> tuple[Stage, ...]:
     """Returns the virtual stages, pp · vpp of them, in order of the forward pass.
 
+    Stages that are to be balanced have been listed before (`simulator.lowering.stage_balance`).
+
     Args:
         model: its layers.
         layout: how many lie on each stage.
         degrees: number of stages.
         ends_meet: whether one rank holds the first and the last stage (V placement), and with them one token table.
+
+    Raises:
+        SimulatorFault: they have not.
     """
     num_stages = degrees.pp * degrees.vpp
-    counts = layers_per_stage(len(model.layers), num_stages) if layout.stages == "auto" else layout.stages
+    if layout.stages in (StageBalance.AUTO, StageBalance.AUTO_MEMORY):
+        raise SimulatorFault(f"layout.stages {layout.stages} was not resolved")
+    counts = layout.listed_stages or layers_per_stage(len(model.layers), num_stages)
     stages: list[Stage] = []
     begin = 0
     for index, count in enumerate(counts):

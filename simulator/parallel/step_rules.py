@@ -6,8 +6,9 @@ from simulator.model.adapters import adapter_targets
 from simulator.model.decoder import build_model
 from simulator.parallel.case import Case, Check, divisors
 from simulator.parallel.degrees import num_microbatches
-from simulator.parallel.layout import DEFAULT_ORDER, Axis
+from simulator.parallel.layout import DEFAULT_ORDER, Axis, StageBalance
 from simulator.parallel.training import FullRecompute
+from simulator.schedule import SCHEDULES
 
 MAX_PASSES = 20_000_000
 """Forward and backward passes of all pipeline ranks in a step."""
@@ -69,7 +70,7 @@ def layers_fill_stages(case: Case) -> Check:
     """Every virtual stage gets a layer."""
     stages, layers = case.degrees.pp * case.degrees.vpp, case.model.num_layers
     return Check(
-        holds=(case.layout.stages != "auto") | (stages <= layers),
+        holds=(case.layout.listed_stages is not None) | (stages <= layers),
         path="layout.pp",
         problem=lambda: f"pp * vpp is {stages}, but the model has only {layers} layers",
         why="every pipeline stage holds at least one layer",
@@ -79,24 +80,26 @@ def layers_fill_stages(case: Case) -> Check:
 
 def listed_stages_hold_all_layers(case: Case) -> Check:
     """A list of stages has pp · vpp entries that add up to the layers."""
-    stages = case.layout.stages
+    stages = case.layout.listed_stages
     num_stages = case.layout.pp * case.layout.vpp
-    listed = () if stages == "auto" else stages
+    listed = stages or ()
     return Check(
-        holds=stages == "auto" or (len(listed) == num_stages and sum(listed) == case.model.num_layers),
+        holds=stages is None or (len(listed) == num_stages and sum(listed) == case.model.num_layers),
         path="layout.stages",
         problem=lambda: (
             f"{len(listed)} stages with {sum(listed)} layers; "
             f"the layout has pp * vpp = {num_stages} stages and the model {case.model.num_layers} layers"
         ),
         why="each layer lies on exactly one virtual stage",
-        mend=lambda: f"list {num_stages} numbers that add up to {case.model.num_layers}, or set layout.stages to auto",
+        mend=lambda: (
+            f"list {num_stages} numbers that add up to {case.model.num_layers}, or set layout.stages to even or auto"
+        ),
     )
 
 
 def inner_stages_hold_layers(case: Case) -> Check:
     """Only the first and the last stage may be without a layer."""
-    inner = () if case.layout.stages == "auto" else case.layout.stages[1:-1]
+    inner = (case.layout.listed_stages or ())[1:-1]
     empty = next((index for index, count in enumerate(inner, start=1) if count == 0), 0)
     return Check(
         holds=empty == 0,
@@ -104,6 +107,18 @@ def inner_stages_hold_layers(case: Case) -> Check:
         problem=lambda: f"stage {empty} (counted from 0) holds no layer",
         why="only the first stage, which has the embedding, and the last, which has the head, do work without a layer",
         mend=lambda: "give every stage between them at least one layer",
+    )
+
+
+def memory_is_balanced_in_a_known_order(case: Case) -> Check:
+    """Stages can be balanced by memory if the order of the schedule does not depend on them."""
+    kind = SCHEDULES.get(case.schedule)
+    return Check(
+        holds=case.layout.stages != StageBalance.AUTO_MEMORY or kind is None or not kind.needs_profile,
+        path="layout.stages",
+        problem=lambda: f"auto-memory with schedule {case.schedule}",
+        why="the order of this schedule is made for the stages, and how much a stage holds follows from the order",
+        mend=lambda: "set layout.stages to even, auto or a list, or schedule to 1f1b or another with a fixed order",
     )
 
 
@@ -161,10 +176,10 @@ def adapters_have_their_weights(case: Case) -> Check:
 
 def recomputed_layers_exist(case: Case) -> Check:
     """Full recompute of more layers than a stage has makes no sense."""
-    recompute, stages = case.training.recompute, case.layout.stages
+    recompute, stages = case.training.recompute, case.layout.listed_stages
     count = recompute.full_layers if isinstance(recompute, FullRecompute) else 0
     num_stages = case.degrees.pp * case.degrees.vpp
-    most = -(-case.model.num_layers // num_stages) if stages == "auto" else max(stages, default=0)
+    most = -(-case.model.num_layers // num_stages) if stages is None else max(stages, default=0)
     return Check(
         holds=count <= most,
         path="training.recompute.full_layers",

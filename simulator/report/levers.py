@@ -8,7 +8,9 @@ from typing import Any
 
 from simulator.cost.validity import broken_rules
 from simulator.lowering.evaluation import evaluate
+from simulator.lowering.stage_balance import with_stages_listed
 from simulator.model.kernels import CrossEntropy
+from simulator.parallel.layout import StageBalance
 from simulator.parallel.precision import BITS
 from simulator.parallel.scenario import Scenario
 from simulator.parallel.training import (
@@ -56,7 +58,7 @@ def tried_changes(base: Base, simulate: Callable[[Scenario], Report]) -> tuple[L
     found = []
     for change, changed in single_changes(base.scenario):
         if not broken_rules(changed):
-            peak_bytes = evaluate(changed).peak_bytes
+            peak_bytes = evaluate(with_stages_listed(changed)).peak_bytes
             if peak_bytes < base.memory.peak_bytes:
                 found.append((peak_bytes, change, changed))
     left = max(MIN_SIMULATED, MAX_TASKS // base.num_tasks)
@@ -140,7 +142,8 @@ def _degrees(scenario: Scenario) -> Iterator[tuple[str, Scenario]]:
         if key != "ep":
             changes |= {"dp": "auto", "shard_group": "auto"}
         if key == "pp":
-            changes["stages"] = "auto"
+            # A list is of the old number of stages.
+            changes["stages"] = StageBalance.EVEN if layout.listed_stages else layout.stages
         yield f"layout.{key}: {doubled}", _with_layout(scenario, changes)
 
 

@@ -13,7 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.errors import ScenarioError, SimulatorFault, Violation
-from simulator.schedule import breadth_first, dualpipe, gpipe, interleaved, one_f_one_b, zero_bubble, zero_bubble_v
+from simulator.schedule import (
+    auto_zero_bubble,
+    breadth_first,
+    dualpipe,
+    gpipe,
+    interleaved,
+    one_f_one_b,
+    zero_bubble,
+    zero_bubble_v,
+)
 from simulator.schedule.actions import Action, ActionArray, ActionKind, PipelineSchedule
 from simulator.schedule.hand_written import read_schedule_csv, table_violations
 from simulator.schedule.profile import StageProfile
@@ -68,6 +77,7 @@ SCHEDULES: dict[str, ScheduleKind] = {
     zero_bubble.NAME_H2: ScheduleKind(zero_bubble.zb_h2, zero_bubble.RULES),
     zero_bubble_v.NAME: ScheduleKind(zero_bubble_v.zb_v, zero_bubble_v.RULES, ends_meet=True),
     interleaved.NAME_SPLIT: ScheduleKind(interleaved.interleaved_zb, interleaved.RULES),
+    auto_zero_bubble.NAME: ScheduleKind(auto_zero_bubble.auto_zero_bubble, auto_zero_bubble.RULES, needs_profile=True),
     dualpipe.NAME: ScheduleKind(dualpipe.dualpipe, dualpipe.RULES, ends_meet=True),
     dualpipe.NAME_V: ScheduleKind(dualpipe.dualpipe_v, dualpipe.RULES_V, ends_meet=True),
 }

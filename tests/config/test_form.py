@@ -194,7 +194,8 @@ def test_figures_take_a_value_or_a_mapping(tmp_path: Path) -> None:
 def test_unknown_choice_names_the_nearest_and_the_list(tmp_path: Path) -> None:
     assert refused(tmp_path, SCENARIO + "schedule: 1f1\n") == (
         f"x.yaml:{SCENARIO.count(chr(10)) + 1}:11: schedule: '1f1' is not one of {', '.join(SCHEDULES)}\n"
-        "  why:  schedule is: Pipeline schedule; default: 1f1b, with vpp above 1 interleaved-1f1b\n"
+        "  why:  schedule is: Pipeline schedule: a name, the path of a table of actions (.csv), or a name with its "
+        "limit of memory; default: 1f1b, with vpp above 1 interleaved-1f1b\n"
         "  mend: did you mean 1f1b?"
     )
     message = refused(tmp_path, SCENARIO + "  optimizer: adamm\n")

@@ -15,7 +15,7 @@ from simulator.errors import Violation
 from simulator.model.spec import Encoder, Experts, ModelSpec
 from simulator.parallel.case import Case
 from simulator.parallel.degrees import Degrees, candidates, resolve_degrees
-from simulator.parallel.layout import Axis, ContextMethod, Layout
+from simulator.parallel.layout import Axis, ContextMethod, Layout, StageBalance
 from simulator.parallel.lora import Lora
 from simulator.parallel.rules import PLACEMENT_RULES, RULES, scenario_violations
 from simulator.parallel.scenario import Scenario
@@ -286,7 +286,7 @@ CASES = [
         "layout.stages",
         "3 stages with 6 layers; the layout has pp * vpp = 4 stages and the model 8 layers",
         "each layer lies on exactly one virtual stage",
-        "list 4 numbers that add up to 8, or set layout.stages to auto",
+        "list 4 numbers that add up to 8, or set layout.stages to even or auto",
     ),
     broken(
         "inner_stages_hold_layers",
@@ -296,6 +296,15 @@ CASES = [
         "stage 1 (counted from 0) holds no layer",
         "only the first stage, which has the embedding, and the last, which has the head, do work without a layer",
         "give every stage between them at least one layer",
+    ),
+    broken(
+        "memory_is_balanced_in_a_known_order",
+        Job(layout=Layout(pp=4, stages=StageBalance.AUTO_MEMORY), schedule="zb-auto"),
+        Job(layout=Layout(pp=4, stages=StageBalance.AUTO), schedule="zb-auto"),
+        "layout.stages",
+        "auto-memory with schedule zb-auto",
+        "the order of this schedule is made for the stages, and how much a stage holds follows from the order",
+        "set layout.stages to even, auto or a list, or schedule to 1f1b or another with a fixed order",
     ),
     broken(
         "shard_group_divides_replicas",

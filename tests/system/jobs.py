@@ -156,7 +156,7 @@ def scenarios(
     in_experts = draw(st.booleans())
     ep = draw(st.sampled_from(_divisors(tp * cp * dp))) if in_experts else 1
     etp = draw(st.sampled_from([part for part in (1, 2) if tp * cp * dp // ep % part == 0])) if in_experts else 1
-    stages: Any = "auto"
+    stages: Any = draw(st.sampled_from(["even", "even", "auto", "auto-memory"]))
     layers = pp * vpp + draw(st.integers(0, 3))
     if draw(st.integers(0, 4)) == 0:
         # First and last stage hold the embedding and the head, and may do without a layer of their own.
