@@ -145,7 +145,7 @@ def _room(scenario: Scenario, costs: StageCosts) -> Amounts:
         return of_one * asked.activation_limit * scenario.layout.pp
     others = np.array(_peaks_of_one_microbatch(scenario, costs), dtype=np.float64) - of_one
     if asked.memory_limit is not None:
-        return np.float64(asked.memory_limit) - others
+        return np.asarray(asked.memory_limit - others, dtype=np.float64)
     usable = build_cluster(scenario.cluster).accelerator.memory_usable_bytes * (1 - FRAGMENTATION)
     # A job that does not fit is for the report to say; its schedule holds as little as can be.
     return np.maximum(usable - others, of_one)
