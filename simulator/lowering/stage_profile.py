@@ -134,7 +134,8 @@ def limit_violations(scenario: Scenario) -> tuple[Violation, ...]:
 def _activations_of_one(scenario: Scenario, costs: StageCosts) -> Amounts:
     """Returns the activations of one microbatch on all stages of each rank, [pp]."""
     held = np.array([_kept(costs, stage)[0] for stage in range(len(costs.stages))], dtype=np.float64)
-    return held[placement(scenario.layout.pp, scenario.layout.vpp)].sum(axis=1)
+    on_ranks: Amounts = held[placement(scenario.layout.pp, scenario.layout.vpp)]
+    return np.asarray(on_ranks.sum(axis=1), dtype=np.float64)
 
 
 def _room(scenario: Scenario, costs: StageCosts) -> Amounts:
