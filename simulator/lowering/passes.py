@@ -142,6 +142,9 @@ class BackwardPass:
             yield LayerStep(before=before, run=run, after=after)
 
 
+AnyPass = ForwardPass | BackwardPass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerStep:
     """One layer of a pass, in the parts that memory stands between."""
@@ -154,7 +157,7 @@ class LayerStep:
     """Sends on what the layer made."""
 
 
-def lower_pass(lowered: ForwardPass | BackwardPass, build: RoutineBuilder) -> None:
+def lower_pass(lowered: AnyPass, build: RoutineBuilder) -> None:
     """Adds a pass of a stage; the routine has waited for the stage's input."""
     memory = lowered.memory
     build.memory(*memory.begin)
@@ -168,15 +171,15 @@ def lower_pass(lowered: ForwardPass | BackwardPass, build: RoutineBuilder) -> No
         build.memory(*held.after)
 
 
-def lower_pair(first: ForwardPass, second: BackwardPass, memory: PassMemory, build: RoutineBuilder) -> None:
+def lower_pair(first: AnyPass, second: AnyPass, memory: PassMemory, build: RoutineBuilder) -> None:
     """Adds two passes that run overlapped, layer beside layer.
 
     While one waits for its communication, the other computes: their layers are cut at every collective that compute
     waits for, and the pieces of the two are run in turn.
 
     Args:
-        first: the forward pass.
-        second: the backward pass.
+        first: the one that begins.
+        second: the other one.
         memory: what the pair does to memory.
         build: the routine being written; it has waited for the inputs of both.
 

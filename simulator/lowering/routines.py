@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from simulator.cost.collectives import Collective
 from simulator.cost.pass_memory import paired
-from simulator.errors import SimulatorFault
 from simulator.lowering.builder import (
     BoundaryEnd,
     Category,
@@ -21,7 +20,7 @@ from simulator.lowering.builder import (
 from simulator.lowering.chunks import Chunk, ChunkPass, gathered_event, reduced_event
 from simulator.lowering.data import run_transfers
 from simulator.lowering.offload import send_gradients_down
-from simulator.lowering.passes import BackwardPass, ForwardPass, PassLowering, lower_pair, lower_pass
+from simulator.lowering.passes import AnyPass, BackwardPass, ForwardPass, PassLowering, lower_pair, lower_pass
 from simulator.parallel.assumptions import Assumptions
 from simulator.parallel.mesh import Group
 from simulator.schedule import ActionKind
@@ -40,7 +39,7 @@ class RoutineWriter:
         """Returns the routine of one action of a schedule, or of two that are joined: receive, compute, send.
 
         Args:
-            passes: the action; of joined ones the forward first.
+            passes: the action, or the two that are joined.
         """
         build = RoutineBuilder(name=" & ".join(each.name for each in passes), registry=self.registry, meets=self.meets)
         if len(passes) == 1:
@@ -53,20 +52,21 @@ class RoutineWriter:
             return build.done(only.chunk.number)
         first, second = passes
         numbers = first.chunk.number, second.chunk.number
-        forward = self._pass(first, build, f"chunk {numbers[0]}")
-        # The index of a joined pair is the forward's microbatch: events of its backward are not those of one alone.
-        backward = self._pass(second, build, f"chunk {numbers[1]} beside {numbers[0]}")
-        if not isinstance(forward, ForwardPass) or not isinstance(backward, BackwardPass):
-            raise SimulatorFault(f"{build.name}: a joined pair is a forward and a backward")
-        both = paired(forward.memory, backward.memory, chunks=numbers)
-        lower_pair(forward, backward, both, build)
-        self._send_on(first, build)
-        self._send_on(second, build)
+        # The index of a joined pair is the first one's microbatch: the second's events are not those of it alone.
+        places = f"chunk {numbers[0]}", f"chunk {numbers[1]} beside {numbers[0]}"
+        lowered_first, lowered_second = (
+            self._pass(each, build, place) for each, place in zip(passes, places, strict=True)
+        )
+        both = paired(lowered_first.memory, lowered_second.memory, chunks=numbers)
+        lower_pair(lowered_first, lowered_second, both, build)
+        for each in passes:
+            self._send_on(each, build)
         build.memory(*both.end)
-        self._reduce_beside(second, backward, build)
+        self._reduce_beside(first, lowered_first, build)
+        self._reduce_beside(second, lowered_second, build)
         return build.done()
 
-    def _pass(self, wanted: ChunkPass, build: RoutineBuilder, place: str) -> ForwardPass | BackwardPass:
+    def _pass(self, wanted: ChunkPass, build: RoutineBuilder, place: str) -> AnyPass:
         """Returns the pass of a stage, once the routine has received what it needs."""
         chunk, kind, turn, rules = wanted.chunk, wanted.kind, wanted.turn, self.passes.memory
         keeps_output = not self.assumptions.free_sent_activations and chunk.next is not None
@@ -122,7 +122,7 @@ class RoutineWriter:
             for index, positions in enumerate(data.memory.buckets(chunk.cost.share, backward=True))
         }
 
-    def _reduce_beside(self, done: ChunkPass, lowered: ForwardPass | BackwardPass, build: RoutineBuilder) -> None:
+    def _reduce_beside(self, done: ChunkPass, lowered: AnyPass, build: RoutineBuilder) -> None:
         """Reduces the gradients of a stage, bucket by bucket, beside the pass that completes them."""
         chunk, data, offload = done.chunk, self.passes.data, self.passes.training.offload.optimizer != "none"
         overlaps = self.passes.training.overlap.dp and data.reduces_once

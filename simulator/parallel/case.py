@@ -32,6 +32,8 @@ class Case:
     """Its degrees, numbers or arrays of candidates."""
     schedule: str
     """Name of the pipeline schedule."""
+    joins_passes: bool
+    """Whether some of its passes run overlapped."""
     training: Training
     """The recipe."""
 

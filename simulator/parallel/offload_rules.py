@@ -69,3 +69,15 @@ def offloaded_optimizer_moves_memory_only(case: Case) -> Check:
         why="Newton-Schulz rounds are matrix multiplications, which this version times on devices only",
         mend=lambda: "choose another optimizer, or set training.offload.optimizer to none",
     )
+
+
+def offloaded_activations_have_passes_of_their_own(case: Case) -> Check:
+    """What comes back from the host for one pass would stand beside what leaves for the other."""
+    offload = case.training.offload.activations
+    return Check(
+        holds=offload == "none" or not case.joins_passes,
+        path="training.offload.activations",
+        problem=lambda: f"{offload}, but schedule {case.schedule} runs a forward and a backward overlapped",
+        why="this version copies the activations of one pass at a time; no framework offloads them in joined passes",
+        mend=lambda: "set training.offload.activations to none, or choose a schedule without joined passes",
+    )

@@ -25,12 +25,13 @@ from simulator.parallel.model_rules import (
 from simulator.parallel.offload_rules import (
     host_memory_bandwidth_is_known,
     nvme_bandwidth_is_known,
+    offloaded_activations_have_passes_of_their_own,
     offloaded_optimizer_moves_memory_only,
     offloaded_parameters_are_sharded,
     offloaded_parameters_are_updated_on_the_host,
 )
 from simulator.parallel.scenario import Scenario
-from simulator.parallel.schedule_choice import choice_violations
+from simulator.parallel.schedule_choice import choice_violations, joins_passes
 from simulator.parallel.shape_rules import (
     context_degree_divides_sequence,
     expert_degree_divides_experts,
@@ -98,6 +99,7 @@ RULES: tuple[Callable[[Case], Check], ...] = (
     host_memory_bandwidth_is_known,
     offloaded_parameters_are_sharded,
     offloaded_parameters_are_updated_on_the_host,
+    offloaded_activations_have_passes_of_their_own,
     offloaded_optimizer_moves_memory_only,
 )
 """Every rule that one layout can be checked by on its own."""
@@ -168,6 +170,7 @@ def scenario_violations(scenario: Scenario) -> tuple[Violation, ...]:
         layout=layout,
         degrees=degrees,
         schedule=scenario.schedule_name,
+        joins_passes=joins_passes(scenario.schedule),
         training=training,
     )
     found = list(_broken(case, RULES))

@@ -12,6 +12,8 @@ from simulator.units import Bytes
 
 LIMITED = tuple(name for name, kind in SCHEDULES.items() if kind.needs_profile)
 """Schedules whose order is made for the times and the memory of the stages."""
+JOINED = 3
+"""Column of an `ActionArray`."""
 
 
 class LimitedSchedule(BaseModel):
@@ -63,3 +65,10 @@ def ends_meet(schedule: ScheduleChoice, vpp: int) -> bool:
         return schedule.stage_to_rank[0] == schedule.stage_to_rank[schedule.chain - 1]
     name = name_of(schedule)
     return vpp > 1 if name in LIMITED else SCHEDULES[name].ends_meet
+
+
+def joins_passes(schedule: ScheduleChoice) -> bool:
+    """Returns whether some passes of a schedule run overlapped (DualPipe)."""
+    if isinstance(schedule, PipelineSchedule):
+        return any(bool(actions[:, JOINED].any()) for actions in schedule.ranks)
+    return SCHEDULES[name_of(schedule)].joins_passes

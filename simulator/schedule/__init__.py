@@ -66,6 +66,8 @@ class ScheduleKind:
     """Whether the order depends on the times and the memory of the stages."""
     ends_meet: bool = False
     """Whether one rank holds the first and the last stage of the model, also where there are several."""
+    joins_passes: bool = False
+    """Whether some of its passes run overlapped."""
 
 
 SCHEDULES: dict[str, ScheduleKind] = {
@@ -78,8 +80,8 @@ SCHEDULES: dict[str, ScheduleKind] = {
     zero_bubble_v.NAME: ScheduleKind(zero_bubble_v.zb_v, zero_bubble_v.RULES, ends_meet=True),
     interleaved.NAME_SPLIT: ScheduleKind(interleaved.interleaved_zb, interleaved.RULES),
     auto_zero_bubble.NAME: ScheduleKind(auto_zero_bubble.auto_zero_bubble, auto_zero_bubble.RULES, needs_profile=True),
-    dualpipe.NAME: ScheduleKind(dualpipe.dualpipe, dualpipe.RULES, ends_meet=True),
-    dualpipe.NAME_V: ScheduleKind(dualpipe.dualpipe_v, dualpipe.RULES_V, ends_meet=True),
+    dualpipe.NAME: ScheduleKind(dualpipe.dualpipe, dualpipe.RULES, ends_meet=True, joins_passes=True),
+    dualpipe.NAME_V: ScheduleKind(dualpipe.dualpipe_v, dualpipe.RULES_V, ends_meet=True, joins_passes=True),
 }
 
 

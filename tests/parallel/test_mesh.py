@@ -78,6 +78,7 @@ def case_of(layout: Layout, cut: Degrees) -> Case:
         layout=layout,
         degrees=cut,
         schedule="1f1b",
+        joins_passes=False,
         training=Training(sequence_length=1, global_batch=1),
     )
 

@@ -19,6 +19,7 @@ from simulator.parallel.layout import Axis, ContextMethod, Layout, StageBalance
 from simulator.parallel.lora import Lora
 from simulator.parallel.rules import PLACEMENT_RULES, RULES, scenario_violations
 from simulator.parallel.scenario import Scenario
+from simulator.parallel.schedule_choice import joins_passes
 from simulator.parallel.training import FullRecompute, Offload, Optimizer, Training
 from tests.cluster.machines import spec as machine_spec
 from tests.cluster.machines import tier
@@ -66,6 +67,7 @@ class Job:
             layout=self.layout,
             degrees=resolve_degrees(self.layout, devices=self.devices) if degrees is None else degrees,
             schedule=self.schedule,
+            joins_passes=joins_passes(self.schedule),
             training=self.training,
         )
 
@@ -460,6 +462,23 @@ CASES = [
         "nvme, but the optimizer is on the device",
         "weights that live on the host are updated there (ZeRO-Infinity, FSDP's CPU offload)",
         "set training.offload.optimizer to cpu or nvme",
+    ),
+    broken(
+        "offloaded_activations_have_passes_of_their_own",
+        Job(
+            layout=Layout(pp=2),
+            schedule="dualpipe",
+            training=_training(global_batch=32, offload=Offload(activations="cpu")),
+        ),
+        Job(
+            layout=Layout(pp=2),
+            schedule="zb-h1",
+            training=_training(global_batch=32, offload=Offload(activations="cpu")),
+        ),
+        "training.offload.activations",
+        "cpu, but schedule dualpipe runs a forward and a backward overlapped",
+        "this version copies the activations of one pass at a time; no framework offloads them in joined passes",
+        "set training.offload.activations to none, or choose a schedule without joined passes",
     ),
     broken(
         "offloaded_optimizer_moves_memory_only",
