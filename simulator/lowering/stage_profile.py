@@ -134,7 +134,8 @@ def limit_violations(scenario: Scenario) -> tuple[Violation, ...]:
 def _activations_of_one(scenario: Scenario, costs: StageCosts) -> Amounts:
     """Returns the activations of one microbatch on all stages of each rank, [pp]."""
     held = np.array([_kept(costs, stage)[0] for stage in range(len(costs.stages))], dtype=np.float64)
-    return held[placement(scenario.layout.pp, scenario.layout.vpp)].sum(axis=1)
+    of_one: Amounts = held[placement(scenario.layout.pp, scenario.layout.vpp)].sum(axis=1)
+    return of_one
 
 
 def _room(scenario: Scenario, costs: StageCosts) -> Amounts:
