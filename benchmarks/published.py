@@ -14,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 SCENARIOS = HERE.parent / "scenarios"
 PAGE = HERE.parent / "docs" / "accuracy.md"
 
-WHOLE = ("model", "cluster", "devices")
+WHOLE = ("model", "cluster", "devices", "schedule")
 LAYOUT = (
     "tp",
     "sp",
@@ -69,7 +69,7 @@ def scenario_document(row: Row, *, assumptions: Row) -> dict[str, Any]:
     document["training"]["overlap"] = {axis: row[f"overlap_{axis}"] for axis in OVERLAP if f"overlap_{axis}" in row}
     if isinstance(row.get("model"), dict) and row["model"].get("positions") == "learned":
         document["model"] = {**row["model"], "max_positions": document["training"]["sequence_length"]}
-    if row.get("vpp", 1) > 1:
+    if row.get("vpp", 1) > 1 and "schedule" not in row:
         document["schedule"] = "interleaved-1f1b"
     if "edge_layers" in row:
         document["layout"]["stages"] = stages_with_edges(row)

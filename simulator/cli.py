@@ -15,7 +15,7 @@ import typer
 
 import simulator
 from simulator.errors import ScenarioError, Violation
-from simulator.exits import DOES_NOT_FIT, exits, stop, tell
+from simulator.exits import DOES_NOT_FIT, exits, stop, tell, working
 from simulator.options import (
     ActionsOption,
     CsvOption,

@@ -43,8 +43,8 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return queue[min(len(calls), len(queue)) - 1]
 
     # Both are imported before either is changed, as one takes its `simulate` from the other.
-    home, comparing = importlib.import_module("simulator.simulate"), importlib.import_module("simulator.compare")
-    monkeypatch.setattr(home, "simulate_in_full", lambda scenario, _: outcome(simulate(scenario)))
+    home, comparing = importlib.import_module("simulator.outcome"), importlib.import_module("simulator.compare")
+    monkeypatch.setattr(home, "simulate_in_full", lambda scenario, *_: outcome(simulate(scenario)))
     monkeypatch.setattr(comparing, "simulate", simulate)
 
     def write_trace(trace: str, file: Any) -> Any:
@@ -231,8 +231,8 @@ def test_explain_tells_the_levers_of_a_job_that_fits(scenario: str) -> None:
 
 def test_set_changes_the_scenario(scenario: str, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    home = importlib.import_module("simulator.simulate")
-    monkeypatch.setattr(home, "simulate_in_full", lambda resolved, _: seen.append(resolved) or outcome(reports[0]))
+    home = importlib.import_module("simulator.outcome")
+    monkeypatch.setattr(home, "simulate_in_full", lambda resolved, *_: seen.append(resolved) or outcome(reports[0]))
     assert call("run", scenario, "--set", "layout.tp=8", "--set", "layout.tp=4", "--set", "name=a=b").exit_code == 0
     assert (seen[0].layout.tp, seen[0].name) == (4, "a=b")
 
@@ -280,7 +280,7 @@ def test_unwritable_files_exit_2_before_the_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, SCENARIO)
-    monkeypatch.setattr(importlib.import_module("simulator.simulate"), "simulate_in_full", None)
+    monkeypatch.setattr(importlib.import_module("simulator.outcome"), "simulate_in_full", None)
     result = call("run", "x.yaml", *files)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -323,7 +323,7 @@ def test_devices_are_written_in_place(scenario: str, reports: list[Any], target:
 
 
 def test_fault_of_the_program_exits_1(scenario: str, reports: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    home = importlib.import_module("simulator.simulate")
+    home = importlib.import_module("simulator.outcome")
     monkeypatch.setattr(home, "simulate_in_full", lambda *_: 1 / 0)
     result = call("run", scenario)
     assert result.exit_code == 1
@@ -338,7 +338,7 @@ def test_interrupt_exits_130(scenario: str, reports: list[Any], monkeypatch: pyt
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("simulator.simulate"), "simulate_in_full", interrupt)
+    monkeypatch.setattr(importlib.import_module("simulator.outcome"), "simulate_in_full", interrupt)
     result = call("run", scenario)
     assert result.exit_code == 130
     assert result.stderr == "shardsim: interrupted\n"

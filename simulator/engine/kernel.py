@@ -104,21 +104,21 @@ def load_simulate() -> Callable[[Plan, State, int], bool]:
 
 @inlined
 def _simulate(plan, state, budget):  # type: ignore[no-untyped-def]
-    counts, heap, heap_key = state.counts, state.heap, state.heap_key
+    counts, heap_key = state.counts, state.heap_key
     now = counts[NOW]
     last_step = counts[DONE] + budget
     while True:
         _run_ready_streams(plan, state, last_step)
         if counts[NUM_READY] > 0:
             return False
-        while counts[HEAP_SIZE] > 0 and heap_key[heap[0]] == 2 * now + 1:
+        while counts[HEAP_SIZE] > 0 and heap_key[0] == 2 * now + 1:
             join(plan, state, pop_heap(state), now)
         last_step -= share(plan, state, now)  # the work of many rates counts, too
         if counts[HEAP_SIZE] == 0:
             return True
-        now = heap_key[heap[0]] >> 1
+        now = heap_key[0] >> 1
         counts[NOW] = now
-        while counts[HEAP_SIZE] > 0 and heap_key[heap[0]] == 2 * now:
+        while counts[HEAP_SIZE] > 0 and heap_key[0] == 2 * now:
             owner = pop_heap(state)
             leave(plan, state, owner, now)
             member, begin = state.transfers[owner, TRANSFER_MEMBER], state.transfers[owner, TRANSFER_BEGIN]

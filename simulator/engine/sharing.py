@@ -192,8 +192,7 @@ def set_in_heap(state, owner, key):  # type: ignore[no-untyped-def]
     if place == NOT_IN_HEAP:
         place = state.counts[HEAP_SIZE]
         state.counts[HEAP_SIZE] += 1
-    state.heap_key[owner] = key
-    _sift(state, place, owner)
+    _sift(state, place, owner, key)
 
 
 @inlined
@@ -202,28 +201,29 @@ def pop_heap(state):  # type: ignore[no-untyped-def]
     owner = state.heap[0]
     state.heap_place[owner] = NOT_IN_HEAP
     state.counts[HEAP_SIZE] -= 1
-    if state.counts[HEAP_SIZE] > 0:
-        _sift(state, 0, state.heap[state.counts[HEAP_SIZE]])
+    last = state.counts[HEAP_SIZE]
+    if last > 0:
+        _sift(state, 0, state.heap[last], state.heap_key[last])
     return owner
 
 
 @inlined
-def _sift(state, place, owner):  # type: ignore[no-untyped-def]
-    """Put an owner at a place of the heap and move it up or down to where it belongs."""
+def _sift(state, place, owner, key):  # type: ignore[no-untyped-def]
+    """Put an owner at a place of the heap and move it up or down to where its key belongs."""
     heap, keys, places, size = state.heap, state.heap_key, state.heap_place, state.counts[HEAP_SIZE]
-    key = keys[owner]
-    while place > 0 and keys[heap[(place - 1) // 2]] > key:
-        heap[place] = heap[(place - 1) // 2]
+    while place > 0 and keys[(place - 1) // 2] > key:
+        above = (place - 1) // 2
+        heap[place], keys[place] = heap[above], keys[above]
         places[heap[place]] = place
-        place = (place - 1) // 2
+        place = above
     while 2 * place + 1 < size:
         child = 2 * place + 1
-        if child + 1 < size and keys[heap[child + 1]] < keys[heap[child]]:
+        if child + 1 < size and keys[child + 1] < keys[child]:
             child += 1
-        if keys[heap[child]] >= key:
+        if keys[child] >= key:
             break
-        heap[place] = heap[child]
+        heap[place], keys[place] = heap[child], keys[child]
         places[heap[place]] = place
         place = child
-    heap[place] = owner
+    heap[place], keys[place] = owner, key
     places[owner] = place

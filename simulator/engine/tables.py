@@ -136,8 +136,8 @@ class State(NamedTuple):
     moved_resource: Any  # int64, with `Plan.demand_begin`
     moved_bytes: Any  # int64, with `Plan.demand_begin`
     moved_share: Any  # float64, with `Plan.demand_begin`
-    heap: Any  # int64 [stream]: owners
-    heap_key: Any  # int64 [owner]
+    heap: Any  # int64 [place in the heap]: owners
+    heap_key: Any  # int64 [place in the heap]
     heap_place: Any  # int64 [owner]
     num_users: Any  # int64 [resource]
     users: Any  # int64, with `Plan.user_begin`: owners, ascending

@@ -134,8 +134,8 @@ def limit_violations(scenario: Scenario) -> tuple[Violation, ...]:
 def _activations_of_one(scenario: Scenario, costs: StageCosts) -> Amounts:
     """Returns the activations of one microbatch on all stages of each rank, [pp]."""
     held = np.array([_kept(costs, stage)[0] for stage in range(len(costs.stages))], dtype=np.float64)
-    of_one: Amounts = held[placement(scenario.layout.pp, scenario.layout.vpp)].sum(axis=1)
-    return of_one
+    on_ranks: Amounts = held[placement(scenario.layout.pp, scenario.layout.vpp)]
+    return np.asarray(on_ranks.sum(axis=1), dtype=np.float64)
 
 
 def _room(scenario: Scenario, costs: StageCosts) -> Amounts:
@@ -146,7 +146,7 @@ def _room(scenario: Scenario, costs: StageCosts) -> Amounts:
         return of_one * asked.activation_limit * scenario.layout.pp
     others = np.array(_peaks_of_one_microbatch(scenario, costs), dtype=np.float64) - of_one
     if asked.memory_limit is not None:
-        return np.float64(asked.memory_limit) - others
+        return np.asarray(asked.memory_limit - others, dtype=np.float64)
     usable = build_cluster(scenario.cluster).accelerator.memory_usable_bytes * (1 - FRAGMENTATION)
     # A job that does not fit is for the report to say; its schedule holds as little as can be.
     return np.maximum(usable - others, of_one)

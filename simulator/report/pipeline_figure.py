@@ -287,7 +287,8 @@ def _draw_legend(figure: Figure, actions: PipelineActions) -> None:
         entries.append(((), "stages of a rank: dark to light"))
     left, _, top, _ = _MARGINS_INCHES
     width, height = figure.get_size_inches()
-    figure.text(left / width, 1 - 0.06 / height, style.title_of(actions), fontsize=8, verticalalignment="top")
+    title = style.title_of(actions)  # may hold the name of a user's file: no mathematics in it
+    figure.text(left / width, 1 - 0.06 / height, title, fontsize=8, verticalalignment="top", parse_math=False)
     figure.legend(
         handles=[handles or (Patch(alpha=0.0),) for handles, _ in entries],
         labels=[label for _, label in entries],

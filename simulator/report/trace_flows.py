@@ -8,13 +8,14 @@ the pipeline can be followed from box to box, and each gap of the compute stream
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from simulator.engine.program import Program, RankClass, Task
+from simulator.engine.program import Program, Task
 
 MESSAGE, WAIT = "message", "wait"
 """Names of the arrows."""
@@ -33,12 +34,16 @@ class Flow:
     """Row of the span that it goes to."""
 
 
-@dataclass(slots=True)
-class _Meetings:
-    """The spans of messages by communicator, in their order: ends of one message have the same place."""
+class _Run(NamedTuple):
+    """A span with its task; there are as many as spans, and a tuple is made four times as fast as a dataclass."""
 
-    sent: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
-    received: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))
+    row: int
+    task: Task
+    place: tuple[int, int]
+    """Routine and position of the task."""
+    on_compute: bool
+    call_index: int
+    end_ps: int
 
 
 def find_flows(
@@ -56,71 +61,59 @@ def find_flows(
         sends: (routine, task) of the tasks that send a message of the pipeline.
         receives: of those that receive one.
     """
-    meetings = _Meetings()
+    # The k-th message on a communicator is the k-th of its sender and of its receiver.
+    sent: defaultdict[int, list[int]] = defaultdict(list)
+    received: defaultdict[int, list[int]] = defaultdict(list)
     waits: list[Flow] = []
     for number in np.unique(spans["class"]).tolist():
-        rows = np.flatnonzero(spans["class"] == number)
-        _add_messages(meetings, program, spans, rows, sends=sends, receives=receives)
-        waits += _waits(program, spans, rows, sends=sends, receives=receives)
+        runs = _runs(program, spans, np.flatnonzero(spans["class"] == number))
+        communicators = program.classes[number].communicators
+        for run in runs:
+            if run.task.communicator is not None and (run.place in sends or run.place in receives):
+                (sent if run.place in sends else received)[communicators[run.task.communicator]].append(run.row)
+        waits += _waits(program, runs, sends=sends, receives=receives)
     messages = [
         Flow(name=MESSAGE, source=source, target=target)
-        for communicator in sorted(meetings.sent)
-        for source, target in zip(meetings.sent[communicator], meetings.received[communicator], strict=False)
+        for communicator in sorted(sent)
+        for source, target in zip(sent[communicator], received[communicator], strict=False)
     ]
     return messages + waits
 
 
-def _add_messages(
-    meetings: _Meetings,
-    program: Program,
-    spans: npt.NDArray[np.void],
-    rows: npt.NDArray[np.int64],
-    *,
-    sends: frozenset[tuple[int, int]],
-    receives: frozenset[tuple[int, int]],
-) -> None:
-    for row, rank_class, task, place in _tasks(program, spans, rows):
-        if task.communicator is not None and (place in sends or place in receives):
-            ends = meetings.sent if place in sends else meetings.received
-            ends[rank_class.communicators[task.communicator]].append(row)
-
-
-def _tasks(
-    program: Program, spans: npt.NDArray[np.void], rows: npt.NDArray[np.int64]
-) -> Iterator[tuple[int, RankClass, Task, tuple[int, int]]]:
-    columns = (spans[name][rows].tolist() for name in ("class", "routine", "task"))
-    for row, number, routine, position in zip(rows.tolist(), *columns, strict=True):
-        yield row, program.classes[number], program.routines[routine].tasks[position], (routine, position)
+def _runs(program: Program, spans: npt.NDArray[np.void], rows: npt.NDArray[np.int64]) -> list[_Run]:
+    columns = (spans[name][rows].tolist() for name in ("routine", "task", "stream", "index", "end_ps"))
+    return [
+        _Run(row, program.routines[routine].tasks[at], (routine, at), stream == _COMPUTE, index, end_ps)
+        for row, routine, at, stream, index, end_ps in zip(rows.tolist(), *columns, strict=True)
+    ]
 
 
 def _waits(
     program: Program,
-    spans: npt.NDArray[np.void],
-    rows: npt.NDArray[np.int64],
+    runs: Sequence[_Run],
     *,
     sends: frozenset[tuple[int, int]],
     receives: frozenset[tuple[int, int]],
 ) -> list[Flow]:
     """Returns the waits of one class that get an arrow."""
-    index = spans["index"]
     recorded = {
-        (task.records, _event_index(program, task.records, int(index[row]))): (row, place)
-        for row, _, task, place in _tasks(program, spans, rows)
-        if task.records is not None
+        (run.task.records, _event_index(program, run.task.records, run.call_index)): run
+        for run in runs
+        if run.task.records is not None
     }
     flows: list[Flow] = []
     free_ps = 0
-    for row, _, task, place in _tasks(program, spans, rows):
-        on_compute = int(spans["stream"][row]) == _COMPUTE
-        if task.waits and (on_compute or place in sends):
-            events = {recorded[slot, _event_index(program, slot, int(index[row]))] for slot in task.waits}
-            chosen = {event for event in events if event[1] in receives}
-            latest = max(events, key=lambda event: (int(spans["end_ps"][event[0]]), event[0]))
-            if place in sends or int(spans["end_ps"][latest[0]]) > free_ps:
-                chosen.add(latest)
-            flows += [Flow(name=WAIT, source=source, target=row) for source, _ in sorted(chosen)]
-        if on_compute:
-            free_ps = int(spans["end_ps"][row])
+    for run in runs:
+        is_send = run.place in sends
+        if run.task.waits and (run.on_compute or is_send):
+            events = [recorded[slot, _event_index(program, slot, run.call_index)] for slot in run.task.waits]
+            chosen = {event.row for event in events if event.place in receives}
+            latest = max(events, key=lambda event: (event.end_ps, event.row))
+            if is_send or latest.end_ps > free_ps:
+                chosen.add(latest.row)
+            flows += [Flow(name=WAIT, source=source, target=run.row) for source in sorted(chosen)]
+        if run.on_compute:
+            free_ps = run.end_ps
     return flows
 
 

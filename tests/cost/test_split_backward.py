@@ -22,7 +22,7 @@ from simulator.parallel.recompute import NOTHING, RecomputeChoice
 from simulator.parallel.training import Dtype
 from tests.cost.tapes import Played, both_halves, both_passes, splits
 from tests.cost.test_liveness import CHOICES, FULL, KERNELS, LLAMA, ROUTED, SPLITS, TOKENS, X
-from tests.model.architectures import gpt, specs
+from tests.model.architectures import gpt, model, specs
 from tests.parallel.jobs import degrees, workload
 
 UNFUSED = Kernels(flash_attention=False)
@@ -265,3 +265,16 @@ def test_nothing_is_gathered_or_recomputed_twice(
         names = {entry.name for entry in whole.entries if not entry.name.startswith("gradient of ")}
         for name in names:
             assert inputs.times_allocated(name) + weights.times_allocated(name) <= whole.times_allocated(name), name
+
+
+@pytest.mark.parametrize(
+    ("tp", "kept", "highest", "waiting"), [(1, 1089.06, 672.0, 1088.0), (8, 136.13, 247.87, 248.0)]
+)
+def test_a_layer_of_llama_as_the_document_tells_it(tp: int, kept: float, highest: float, waiting: float) -> None:
+    """docs/memory.md, MiB: with t = 8 the two gathered gradients are whole, 4h(1 - 1/t) bytes a token more."""
+    layer = model("llama3.1-8b", 8192).layers[0]
+    given = {"shape": workload(8192), "cut": degrees(tp=tp), "cuts": splits(sequence=tp > 1)}
+    forward = both_passes(layer, **given)[1]
+    _, inputs, weights = both_halves(layer, **given)
+    found = (forward.changes[-1], inputs.highest, sum(_sizes(weights, 0).values()))
+    assert [round(size / (1 << 20), 2) for size in found] == [kept, highest, waiting]

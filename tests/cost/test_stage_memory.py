@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator.cost.memory import MEMORY, ZERO, Levels, Memory, along
-from simulator.cost.pass_memory import At
+from simulator.cost.pass_memory import At, paired
 from simulator.cost.resident import levels_of, resident
 from simulator.cost.shares import StageShare, share_stages
 from simulator.cost.stage_memory import MemoryRules
@@ -307,6 +307,140 @@ def test_zero_1_has_no_gradients_but_the_resident_ones() -> None:
     assert share.states.gradients == 4 * sum(PARAMETERS)
 
 
+# A split backward.
+
+HALVES = {"first": True, "last": True}
+
+
+def _halves(rules: MemoryRules, share: StageShare) -> tuple[list[At], list[At]]:
+    return (
+        list(rules.backward_input(share, **HALVES, keeps_output=False)),
+        list(rules.backward_weight(share, **HALVES)),
+    )
+
+
+def test_the_backward_of_inputs_gathers_parameters_and_that_of_weights_reduces_gradients() -> None:
+    """Zero 3: weights need no parameters, and their gradients are complete with them."""
+    rules, (share,) = _rules(SHARDED)
+    whole = list(rules.backward(share, **ALL))
+    inputs, weights = _halves(rules, share)
+    for name, own, other in (
+        ("gathered parameters", inputs, weights),
+        ("all-gather buffer", inputs, weights),
+        ("input of reduce-scatter", weights, inputs),
+        ("sharded gradients", weights, inputs),
+    ):
+        assert _sizes(own, name) == _sizes(whole, name) != {}
+        assert _sizes(other, name) == {}
+    assert _while_running(share, inputs, "gathered parameters") == {position: {position} for position in range(6)}
+    assert _net([*inputs, *weights], Memory.GRADIENTS) == _net(whole, Memory.GRADIENTS) > 0
+
+
+def test_edges_of_a_stage_belong_to_the_backward_of_inputs() -> None:
+    rules, shares = _rules(degrees(pp=2))
+    for share, taken_bytes, hands_on in ((shares[0], {None: X}, False), (shares[1], {}, True)):
+        inputs, weights = _halves(rules, share)
+        assert _sizes(inputs, "gradient of stage output") == taken_bytes
+        assert ([held.name for held in inputs[-1].swing.held] == ["gradient of stage input"]) is hands_on
+        assert {at.place for at in weights} == set(range(len(share.layers)))
+
+
+def test_parameters_that_stay_go_with_the_last_pass_that_needs_them() -> None:
+    rules, (share,) = _rules(SHARDED, reshard_after_forward=False)
+    name = "gathered parameters"
+    first = _forward(rules, share)
+    early = list(rules.backward_input(share, first=True, last=False, keeps_output=False))
+    late = list(rules.backward_input(share, first=False, last=True, keeps_output=False))
+    assert len(_moments([*first, *early], name)[-1][1]) == 6
+    assert _moments([*first, *early, *late], name)[-1][1] == {}
+
+
+def test_gradients_of_norms_begin_with_inputs_and_those_of_matrices_with_weights() -> None:
+    """Zero 2, 4 bytes of all parameters: two norms of 8 a layer, the last norm and the embedding with inputs."""
+    rules, (share,) = _rules(degrees(dp=8, zero=2))
+    inputs, weights = _halves(rules, share)
+    of_inputs = 4 * 2 * 8 + 8 + 128
+    assert _net(inputs, Memory.GRADIENTS) == 4 * of_inputs
+    assert _net(weights, Memory.GRADIENTS) == 4 * (sum(PARAMETERS) - of_inputs)
+    later = list(rules.backward_input(share, first=False, last=False, keeps_output=False))
+    assert _net(later, Memory.GRADIENTS) == 0
+
+
+def test_a_whole_backward_between_the_halves_of_another_begins_the_rest() -> None:
+    """I0 B1 W0: norms have their gradients from I0, matrices from B1."""
+    rules, (share,) = _rules(degrees(dp=8, zero=2))
+    early = list(rules.backward_input(share, first=True, last=False, keeps_output=False))
+    between = list(
+        rules.backward(share, first=True, last=False, keeps_output=False, first_backward=False, last_parameters=True)
+    )
+    late = list(rules.backward_weight(share, first=False, last=True))
+    assert _net([*early, *between], Memory.GRADIENTS) == 4 * sum(PARAMETERS)
+    assert _net([*early, *between, *late, *rules.end_of_step(share, chunk=0)], Memory.GRADIENTS) == 0
+
+
+def test_each_bucket_goes_with_the_last_weights() -> None:
+    """The buckets of whole gradients are [[5, 4, 3], [2, 1], [0]]: they go while the next is reduced."""
+    rules, (share,) = _rules(degrees(dp=2, zero=2), WIDE, gradient_bucket_elements=1)
+    inputs, weights = rules.backward_input(share, **HALVES, keeps_output=False), rules.backward_weight(share, **HALVES)
+    level = _net(inputs, Memory.GRADIENTS)
+    for position, layer in weights.layers.items():
+        level += _net((*layer.before, layer.during, *layer.after), Memory.GRADIENTS)
+        if position == 0:
+            assert level == 4 * int(share.layers[0].dense_parameters)
+
+
+# Joined pairs.
+
+
+def _total(swings: Iterable[At]) -> tuple[int, int]:
+    peak, net = along(ZERO, (at.swing for at in swings))
+    return sum(peak), sum(net)
+
+
+def test_layers_beside_each_other_are_as_high_as_both_together() -> None:
+    rules, shares = _rules(degrees(pp=2, dp=8, zero=3))
+    forward = rules.forward(shares[0], first=True, keeps_output=False)
+    backward = rules.backward(shares[1], **ALL)
+    pair = paired(forward, backward, chunks=(0, 1))
+    steps = list(zip(forward.layers.values(), backward.layers.values(), strict=True))
+    for step, (one, other) in zip(pair.layers.values(), steps, strict=True):
+        assert sum(step.during.swing.peak) == sum(one.during.swing.peak) + sum(other.during.swing.peak)
+        assert step.during.swing.net == tuple(
+            a + b for a, b in zip(one.during.swing.net, other.during.swing.net, strict=True)
+        )
+        assert len(step.before) == len(one.before) + len(other.before)
+        assert len(step.after) == len(one.after) + len(other.after)
+    assert _total(pair)[1] == _total(forward)[1] + _total(backward)[1]
+
+
+def test_parts_of_a_pair_know_their_pass_and_are_it_one_after_the_other() -> None:
+    rules, shares = _rules(degrees(pp=2))
+    pair = paired(
+        rules.forward(shares[0], first=True, keeps_output=False), rules.backward(shares[1], **ALL), chunks=(3, 1)
+    )
+    for at in pair:
+        assert [event for part in at.pieces for event in _events(part)] == _events(at)
+        for part in at.pieces:
+            assert (part.chunk, part.is_second) in ((3, False), (1, True))
+
+
+def _events(at: At) -> list[tuple[str, int]]:
+    return [(at.swing.held[number].name, sign) for number, sign in at.swing.events]
+
+
+def test_the_longer_pass_of_a_pair_goes_on_alone() -> None:
+    rules, shares = _rules(degrees(pp=2), SPEC.model_copy(update={"layers": 5}))
+    lengths = sorted(len(share.layers) for share in shares)
+    assert lengths == [3, 4]
+    by_length = sorted(shares, key=lambda share: len(share.layers))
+    forward = rules.forward(by_length[0], first=True, keeps_output=False)
+    backward = rules.backward(by_length[1], **ALL)
+    pair = paired(forward, backward, chunks=(0, 1))
+    assert list(pair.layers) == [0, 1, 2, 3]
+    last = list(backward.layers.values())[-1]
+    assert pair.layers[3].during.swing is last.during.swing
+
+
 # The update.
 
 
@@ -419,9 +553,9 @@ def test_candidates_together_take_what_each_takes_alone(spec: ModelSpec, zero: i
 
 
 def _levels(cut: Degrees, spec: ModelSpec) -> list[Levels]:
-    """Highest point and end of both passes, and what is resident."""
+    """Highest point and end of all passes, and what is resident."""
     rules, (share,) = _rules(cut, spec)
-    passes = (_forward(rules, share), rules.backward(share, **ALL))
+    passes = (_forward(rules, share), rules.backward(share, **ALL), *_halves(rules, share))
     return [
         *(levels for swings in passes for levels in along(ZERO, (at.swing for at in swings))),
         levels_of(resident(rules, [share])),

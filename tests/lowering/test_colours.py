@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -68,9 +68,9 @@ def test_one_mark_splits_a_mesh_by_the_axes_that_a_rank_shares_with_it() -> None
 
 
 def test_a_million_ranks_are_refined_within_three_seconds() -> None:
-    """Measured: 0.25 s alone on one core."""
+    """Measured: 0.25 s on one core; in time of the processor, as the machine may be busy."""
     ranks = np.arange(1 << 20)
-    begun = perf_counter()
+    begun = process_time()
     classes = refined(combined([ranks >> 14, ranks == 17]), [((8, 1),), ((2048, 8),), ((64, 1 << 14),)])
-    assert perf_counter() - begun < 3
+    assert process_time() - begun < 3
     assert classes.max() + 1 == 64 * 4

@@ -2,6 +2,7 @@ import io
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +170,9 @@ def test_matplotlib_is_loaded_for_a_picture_file_only() -> None:
         "sys.exit('matplotlib' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False, timeout=60).returncode == 0
+
+
+def test_a_schedule_may_have_any_name() -> None:
+    actions = replace(unit_actions("1f1b", pp=2, microbatches=2), schedule="my $\\frac$ [bold]table.csv")
+    assert b"my $" in draw_picture(actions, PictureFormat.SVG)
+    assert printed(actions).startswith("my $\\frac$ [bold]table.csv: 2 pipeline ranks")

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from simulator.comparisons import draw_steps
 from simulator.config.scenario import Scenario
+from simulator.errors import ScenarioError
 from simulator.lowering.builder import CATEGORIES, Category
 from simulator.parallel.training import Overlap
 from simulator.parallel.variability import Distribution, Fold, Jitter, SlowLink, Straggler, Tokens, Variability
 from simulator.simulate import run_steps, simulate
-from tests.system.jobs import scenarios, tiny
+from tests.system.jobs import scenarios, tiny, tiny_model
 
 COMPUTE = CATEGORIES.index(Category.COMPUTE)
 NO_OVERLAP = Overlap(dp=False, tp=False, pp=False, ep=False)
@@ -101,6 +102,13 @@ def test_replicas_with_equal_tokens_are_one_class() -> None:
     rows = ((256, 9), (9, 256), (256, 9))
     scenario = varied(tiny(dp=3, microbatches=2), tokens=Tokens(table=rows))
     assert [each.count for each in run_steps(scenario).step.program.classes] == [2, 1]
+
+
+def test_more_kinds_of_ranks_than_can_be_simulated_are_refused() -> None:
+    """8,192 replicas, each with tokens of its own, on 16 pipeline ranks: 131,072 kinds with 256 passes each."""
+    job = tiny(model=tiny_model(layers=16), dp=8192, pp=16, microbatches=128)
+    with pytest.raises(ScenarioError, match="131072 kinds of ranks that differ run 33554432 passes in a step"):
+        run_steps(varied(job, tokens=Tokens(spread=0.5)))
 
 
 def test_a_slow_link_lengthens_the_transfers_of_its_groups_and_no_others() -> None:
