@@ -114,7 +114,8 @@ def _crossings(schedule: PipelineSchedule) -> Iterator[Violation]:
 def _microbatches(schedule: PipelineSchedule, stage: int, kinds: tuple[int, ...]) -> NDArray[np.int32]:
     """The microbatches of the actions of such kinds of a stage, in order."""
     actions = schedule.ranks[schedule.stage_to_rank[stage]]
-    return actions[(actions[:, 1] == stage) & np.isin(actions[:, 0], kinds), 2]
+    microbatches: NDArray[np.int32] = actions[(actions[:, 1] == stage) & np.isin(actions[:, 0], kinds), 2]
+    return microbatches
 
 
 def _schedule(table: Table) -> PipelineSchedule:
