@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from simulator.cluster.spec import AcceleratorSpec, ClusterSpec, HostSpec, TierKind, TierSpec
-from simulator.cluster.torus import slice_of
+from simulator.cluster.degraded_rules import degraded_violations
+from simulator.cluster.degraded_spec import Degraded
+from simulator.cluster.network_spec import NetworkSpec
+from simulator.cluster.spec import AcceleratorSpec, ClusterSpec, HostSpec
+from simulator.cluster.tier import Tier, build_tier, job_slice
+from simulator.cluster.tier_spec import TierKind
 from simulator.errors import ScenarioError, Violation
+
+__all__ = ["Accelerator", "Cluster", "Host", "Tier", "build_cluster", "cluster_violations"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,41 +71,6 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tier:
-    """One level of the network. See `TierSpec` for what each number means."""
-
-    index: int
-    """Position from inside out."""
-    name: str
-    kind: TierKind
-    size: int
-    """Devices in one domain, as far as this job uses it."""
-    bandwidth_bytes_per_s: float
-    """Nominal, one direction: port of a device (switch), all its links (mesh), one link (torus)."""
-    latency_s: float
-    """Per hop (torus) or per step (otherwise)."""
-    efficiency: float
-    """Share of nominal bandwidth that large collectives reach."""
-    oversubscription: float
-    """Downlinks to uplinks between domains of the inner tier; 1 is full bisection."""
-    port: str
-    """Tiers with the same port share the device's port."""
-    dims: tuple[int, ...]
-    """Torus: devices along each axis."""
-    wrap: tuple[bool, ...]
-    """Torus: whether each axis is a ring."""
-    in_network_reduction: bool
-    in_network_efficiency: float | None
-    calibration: Mapping[str, float]
-    """Calibrated coefficients of the collective cost formulas."""
-
-    @property
-    def reached_bandwidth_bytes_per_s(self) -> float:
-        """Bandwidth per device and direction that large collectives reach when traffic leaves the inner domains."""
-        return self.bandwidth_bytes_per_s * self.efficiency / self.oversubscription
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """The devices that a job uses and what joins them."""
 
@@ -112,6 +82,10 @@ class Cluster:
     num_devices: int
     node_size: int
     """Devices of one host."""
+    degraded: tuple[Degraded, ...] = ()
+    """Faults, in the numbers of the whole cluster's devices; those of devices that the job does not use say nothing."""
+    network: NetworkSpec | None = None
+    """The nodes and links that the tiers were made of, where the file lists them."""
 
 
 def build_cluster(spec: ClusterSpec, devices: int | None = None) -> Cluster:
@@ -132,7 +106,7 @@ def build_cluster(spec: ClusterSpec, devices: int | None = None) -> Cluster:
     num_devices = spec.devices.value if devices is None else devices
     used: list[Tier] = []
     for tier in spec.tiers:
-        used.append(_tier(tier, len(used), num_devices=num_devices, cluster_devices=spec.devices.value))
+        used.append(build_tier(tier, tuple(used), num_devices=num_devices, cluster_devices=spec.devices.value))
         if used[-1].size >= num_devices:
             break
     return Cluster(
@@ -142,11 +116,15 @@ def build_cluster(spec: ClusterSpec, devices: int | None = None) -> Cluster:
         tiers=tuple(used),
         num_devices=num_devices,
         node_size=min(spec.node_size.value, num_devices),
+        degraded=spec.degraded,
+        network=spec.network,
     )
 
 
 def cluster_violations(spec: ClusterSpec, devices: int | None) -> tuple[Violation, ...]:
     """Returns why a job of `devices` devices cannot use this cluster; empty when it can."""
+    if broken := degraded_violations(spec):
+        return broken
     if devices is None:
         return ()
     if not 1 <= devices <= spec.devices.value:
@@ -166,52 +144,8 @@ def cluster_violations(spec: ClusterSpec, devices: int | None) -> tuple[Violatio
             mend=f"set devices to a multiple of {tier.size.value} or to a product of axis lengths that fit",
         )
         for tier in spec.tiers
-        if tier.kind is TierKind.TORUS and _slice(tier, devices, spec.devices.value) is None
+        if tier.kind is TierKind.TORUS and job_slice(tier, devices, spec.devices.value) is None
     )
-
-
-def _slice(tier: TierSpec, num_devices: int, cluster_devices: int) -> tuple[int, ...] | None:
-    """Returns the shape of the fewest equal slices of a torus that hold a job, or None if there is none."""
-    tori = cluster_devices // tier.size.value
-    for slices in range(-(-num_devices // tier.size.value), tori + 1):
-        if num_devices % slices == 0:
-            shape = slice_of(tier.dims, num_devices // slices, multiple=tier.wrap_multiple or 1)
-            if shape is not None:
-                return shape
-    return None
-
-
-def _tier(tier: TierSpec, index: int, *, num_devices: int, cluster_devices: int) -> Tier:
-    size, dims, wrap = min(tier.size.value, num_devices), tier.dims, tier.wrap
-    if tier.kind is TierKind.TORUS:
-        dims = _slice(tier, num_devices, cluster_devices) or tier.dims
-        wrap = tier.wrap if dims == tier.dims else _slice_wrap(tier, dims)
-        size = math.prod(dims)
-    in_network = tier.in_network_efficiency
-    return Tier(
-        index=index,
-        name=tier.name,
-        kind=tier.kind,
-        size=size,
-        bandwidth_bytes_per_s=tier.bandwidth.value,
-        latency_s=tier.latency.value,
-        efficiency=tier.efficiency.value,
-        oversubscription=tier.oversubscription.value,
-        port=tier.port or tier.name,
-        dims=dims,
-        wrap=wrap,
-        in_network_reduction=tier.in_network_reduction,
-        in_network_efficiency=None if in_network is None else in_network.value,
-        calibration={name: figure.value for name, figure in tier.calibration.items()},
-    )
-
-
-def _slice_wrap(tier: TierSpec, dims: tuple[int, ...]) -> tuple[bool, ...]:
-    """Wrap of a slice: on all axes where it is made of whole cubes, else on axes of full length."""
-    if tier.wrap_multiple is None:
-        return tuple(wraps and length == full for wraps, length, full in zip(tier.wrap, dims, tier.dims, strict=True))
-    whole_cubes = all(length % tier.wrap_multiple == 0 for length in dims)
-    return tuple(wraps and whole_cubes for wraps in tier.wrap)
 
 
 def _accelerator(spec: AcceleratorSpec) -> Accelerator:

@@ -17,6 +17,16 @@ from pydantic_core import CoreSchema
 from simulator.units import Bytes, BytesPerSecond, FlopsPerSecond, Seconds, Watts
 
 _FORM = ConfigDict(frozen=True, extra="forbid")
+_SECTION_FORM = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+class Section(BaseModel):
+    """A mapping of a cluster file, with the source of those of its figures that name none."""
+
+    model_config = _SECTION_FORM
+    source: str = ""
+    """Source of every figure below that has none."""
 
 
 class Figure(BaseModel):
@@ -102,3 +112,10 @@ class CoefficientFigure(Figure):
     """A calibrated coefficient of a cost formula; its name says its unit (`..._s`, `..._fraction`)."""
 
     value: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class KilometresFigure(Figure):
+    """The length of a cable in kilometres."""
+
+    unit: ClassVar[str] = "km"
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]

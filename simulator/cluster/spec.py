@@ -6,15 +6,15 @@ cost formulas use. Tiers go from inside out: a domain of a tier is a run of cons
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from simulator.cluster.degraded_spec import Degraded
 from simulator.cluster.figures import (
     BandwidthFigure,
     BytesFigure,
@@ -22,26 +22,25 @@ from simulator.cluster.figures import (
     CountFigure,
     Figure,
     FlopsFigure,
-    RatioFigure,
-    SecondsFigure,
+    Name,
+    Section,
     ShareFigure,
     WattsFigure,
 )
+from simulator.cluster.network_spec import NetworkSpec, tiers_of_network
+from simulator.cluster.tier_spec import MAX_LISTED_DOMAINS, TierKind, TierSpec
 
-_FORM = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+__all__ = [
+    "AcceleratorSpec",
+    "ClusterSpec",
+    "FigureRow",
+    "HostSpec",
+    "PeakDtype",
+    "TierKind",
+    "TierSpec",
+    "figures",
+]
 _CITATION = re.compile(r"\[([a-z0-9_-]+(?:, *[a-z0-9_-]+)*)\]")
-Name = Annotated[str, Field(min_length=1, max_length=100)]
-
-
-class TierKind(StrEnum):
-    """How the devices of one domain are wired."""
-
-    SWITCH = "switch"
-    """Every device has a port into a switched fabric without bottleneck of its own (see oversubscription)."""
-    MESH = "mesh"
-    """Every device has one direct link to each other device of the domain (xGMI)."""
-    TORUS = "torus"
-    """Devices sit on a grid with links to their neighbours along each axis (TPU ICI)."""
 
 
 class PeakDtype(StrEnum):
@@ -56,14 +55,6 @@ class PeakDtype(StrEnum):
     """8-bit floats with a scale for each 32 elements, in the matrix units themselves."""
     NVFP4 = "nvfp4"
     """4-bit floats with a scale for each 16 elements."""
-
-
-class Section(BaseModel):
-    """A mapping of a cluster file, with the source of those of its figures that name none."""
-
-    model_config = _FORM
-    source: str = ""
-    """Source of every figure below that has none."""
 
 
 class AcceleratorSpec(Section):
@@ -89,7 +80,7 @@ class AcceleratorSpec(Section):
     """Share of the nominal link rate that large copies reach."""
     kernels: Name
     """Whose calibrated kernel coefficients to use (`docs/compute-model.md`), for example h100-sxm-80gb."""
-    compute: dict[str, CoefficientFigure] = {}
+    compute: dict[str, CoefficientFigure] = Field({})
     """Coefficients that replace those of `kernels`, by name, for example gemm_ceiling_fraction."""
 
     @model_validator(mode="after")
@@ -116,54 +107,6 @@ class HostSpec(Section):
     """Rated power of the whole node with its devices."""
 
 
-class TierSpec(Section):
-    """One level of the network. A domain holds `size` consecutive devices that reach each other in this tier."""
-
-    name: Name
-    """For example nvlink, xgmi, ici, infiniband, roce, dcn."""
-    kind: TierKind
-    size: CountFigure
-    """Devices in one domain; of the last tier: all devices."""
-    bandwidth: BandwidthFigure
-    """Nominal, one direction. Switch: port of one device into this tier. Mesh: all links of one device together.
-    Torus: one link, that is one way along one axis."""
-    latency: SecondsFigure
-    """Torus: per hop. Otherwise: from device to device, for one step of a collective."""
-    efficiency: ShareFigure
-    """Share of the nominal bandwidth that large collectives reach."""
-    oversubscription: RatioFigure = RatioFigure(value=1.0, source="default: no oversubscription")
-    """Downlinks to uplinks where traffic leaves the domains of the tier inside this one; 1 means full bisection."""
-    port: str = ""
-    """Tiers with the same port share the device's port (a NIC serves the pod and the spine); default: the name."""
-    dims: tuple[Annotated[int, Field(ge=1)], ...] = ()
-    """Torus: devices along each axis; device number = x + X * (y + Y * z)."""
-    wrap: tuple[bool, ...] = ()
-    """Torus: whether each axis of the whole domain is closed to a ring."""
-    wrap_multiple: Annotated[int, Field(ge=1)] | None = None
-    """Torus: a smaller slice keeps wrap on its axes when all are multiples of this (4: whole cubes with optical
-    switches); default: only on axes of full length."""
-    in_network_reduction: bool = False
-    """Whether the switches can reduce (NVLink SHARP)."""
-    in_network_efficiency: ShareFigure | None = None
-    """Share of the nominal bandwidth reached by an all-reduce in the switches, which sends (n + 1) / n * S (E4.6)."""
-    calibration: dict[str, CoefficientFigure] = {}
-    """Calibrated coefficients of the collective cost formulas, by name."""
-
-    @model_validator(mode="after")
-    def _torus_fits_together(self) -> TierSpec:
-        if self.kind is not TierKind.TORUS:
-            if self.dims or self.wrap or self.wrap_multiple:
-                raise ValueError(f"tier {self.name}: dims, wrap and wrap_multiple are for kind torus only")
-        elif math.prod(self.dims) != self.size.value or len(self.wrap) != len(self.dims):
-            raise ValueError(
-                f"tier {self.name}: dims {list(self.dims)} hold {math.prod(self.dims)} devices, size is "
-                f"{self.size.value}; give one wrap value for each axis"
-            )
-        if self.in_network_efficiency is not None and not self.in_network_reduction:
-            raise ValueError(f"tier {self.name}: in_network_efficiency without in_network_reduction")
-        return self
-
-
 class ClusterSpec(Section):
     """One machine."""
 
@@ -171,15 +114,29 @@ class ClusterSpec(Section):
     description: str
     accelerator: AcceleratorSpec
     tiers: Annotated[tuple[TierSpec, ...], Field(min_length=1)]
-    """From inside out."""
+    """From inside out. Left out where `network` lists nodes and links: then they are made of those."""
+    network: NetworkSpec | None = None
+    """In place of tiers: any graph of devices, switches and links."""
     devices: CountFigure
     """Devices of the whole cluster."""
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field({})
     """Titles and addresses of documents by short key; a source cites them as `[key]` or `[key, other]`."""
     node_size: CountFigure
     """Devices of one host."""
     host: HostSpec = HostSpec()
     notes: str = ""
+    degraded: tuple[Degraded, ...] = ()
+    """Faults of the network and slow devices; a scenario may add its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tiers_from_network(cls, given: object) -> object:
+        if not isinstance(given, dict) or given.get("network") is None:
+            return given
+        if given.get("tiers"):
+            raise ValueError("tiers stand beside network; tiers are made of the nodes and links of a network")
+        tiers = tiers_of_network(given["network"], given.get("devices"))
+        return given if tiers is None else {**given, "tiers": tiers}
 
     @model_validator(mode="after")
     def _tiers_nest(self) -> ClusterSpec:
@@ -197,6 +154,8 @@ class ClusterSpec(Section):
                 f"tiers: the last tier, {self.tiers[-1].name}, has size {self.tiers[-1].size.value}; it must join all "
                 f"devices, {self.devices.value}"
             )
+        for below, tier in zip((None, *self.tiers), self.tiers, strict=False):
+            _check_joints(below, tier)
         cited = {key for row in _figures(self, "", "") for key in _cited(row.source)}
         if unknown := cited - set(self.sources):
             raise ValueError(
@@ -260,6 +219,57 @@ def _rows(value: object, path: str, source: str) -> Iterator[FigureRow]:
         for key, item in value.items():
             yield from _rows(item, f"{path}.{key}", source)
     elif isinstance(value, tuple):
-        for item in value:
-            if isinstance(item, TierSpec):
-                yield from _rows(item, f"{path}.{item.name}", source)
+        for at, item in enumerate(value):
+            if isinstance(item, Section):
+                yield from _rows(item, f"{path}.{getattr(item, 'name', at)}", source)
+
+
+def _check_joints(inner: TierSpec | None, tier: TierSpec) -> None:
+    """Refuses a tier whose switches or links do not fit the tier inside it."""
+    shares_port = inner is not None and (inner.port or inner.name) == (tier.port or tier.name)
+    size = 1 if inner is None else inner.size.value
+    if tier.levels and tier.levels[0].size.value % size:
+        raise ValueError(
+            f"tier {tier.name}: a block of {tier.levels[0].name} ({tier.levels[0].size.value} devices) must hold whole "
+            f"domains of the tier inside ({size} devices)"
+        )
+    if inner is not None and shares_port and inner.kind is not TierKind.SWITCH:
+        raise ValueError(f"tier {tier.name} shares its port with {inner.name}, which has no switches")
+    if inner is not None and shares_port and inner.rails.value == 1 and any(level.per_rail for level in tier.levels):
+        raise ValueError(f"tier {tier.name}: levels are per_rail, but {inner.name} inside it has no rails")
+    if inner is not None and shares_port and tier.rails.value > 1 and inner.rails.value != tier.rails.value:
+        raise ValueError(
+            f"tier {tier.name}: {tier.rails.value} rails, but {inner.name} inside it has {inner.rails.value}"
+        )
+    if tier.rails.value > 1 and size % tier.rails.value and (size > 1 or tier.levels[-1].per_rail):
+        raise ValueError(
+            f"tier {tier.name}: {tier.rails.value} rails, but domains of the tier inside hold {size} devices; each "
+            "rail has one device of every node"
+        )
+    if tier.links is None:
+        return
+    if inner is None:
+        raise ValueError(f"tier {tier.name}: links join domains of a tier inside, and there is none")
+    if shares_port and inner.levels and inner.levels[-1].per_rail:
+        raise ValueError(f"tier {tier.name}: links start at switches of {inner.name} that serve one rail each")
+    _check_links(tier, tier.size.value // size)
+
+
+def _check_links(tier: TierSpec, domains: int) -> None:
+    links = tier.links
+    if links is None:
+        return
+    if links.names and len(links.names) != domains:
+        raise ValueError(f"tier {tier.name}: links name {len(links.names)} domains of {domains}")
+    if not links.pairs:
+        return
+    if domains > MAX_LISTED_DOMAINS:
+        raise ValueError(f"tier {tier.name}: pairs are listed for at most {MAX_LISTED_DOMAINS} domains, not {domains}")
+    listed = sorted(tuple(sorted(pair.between)) for pair in links.pairs)
+    wanted = [(a, b) for a in range(domains) for b in range(a + 1, domains)]
+    if listed != wanted:
+        missing = sorted(set(wanted) - set(listed))
+        raise ValueError(
+            f"tier {tier.name}: pairs must list each of the {len(wanted)} pairs of {domains} domains once"
+            + (f"; {list(missing[0])} is missing" if missing else "")
+        )

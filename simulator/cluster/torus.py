@@ -60,3 +60,16 @@ def links_across(dims: tuple[int, ...], wrap: tuple[bool, ...]) -> int:
     devices = math.prod(dims)
     lines = (devices // length * (2 if closed and length > 2 else 1) for length, closed in zip(dims, wrap, strict=True))
     return min((cut for cut, length in zip(lines, dims, strict=True) if length > 1), default=0)
+
+
+def neighbours_axis(a: int, b: int, dims: tuple[int, ...], wrap: tuple[bool, ...]) -> int | None:
+    """Returns the axis along which a link joins devices a and b of one torus, or None if no link does."""
+    apart = [axis for axis, (x, y) in enumerate(zip(_place(a, dims), _place(b, dims), strict=True)) if x != y]
+    if len(apart) != 1 or int(torus_hops(a, b, dims, wrap)) != 1:
+        return None
+    return apart[0]
+
+
+def _place(device: int, dims: tuple[int, ...]) -> list[int]:
+    place: list[int] = coordinates(device, dims).tolist()
+    return place

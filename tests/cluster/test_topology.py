@@ -12,48 +12,83 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.cluster import Cluster, TierKind, bisection_bytes_per_s, build_cluster, hops, load_profile, tier_of_pair
-from simulator.cluster.tiers import tiers_under_port
+from simulator.cluster import (
+    Cluster,
+    TierKind,
+    bandwidth_of_pair,
+    bisection_bytes_per_s,
+    build_cluster,
+    hops,
+    load_profile,
+    pair_latency_s,
+    relay_hops,
+    tier_of_pair,
+    uplink,
+)
+from simulator.cluster.network_tiers import max_flow_bytes_per_s
+from simulator.cluster.routes import Network, route
+from simulator.cluster.tiers import needs_relay, relay_device, tiers_under_port
 from simulator.cluster.topology import explicit_graph
 from simulator.cluster.torus import coordinates, slice_of
 from simulator.errors import ScenarioError, SimulatorFault
 from tests.cluster.machines import spec, tier
+from tests.cluster.random_machines import clusters
 
 
-@st.composite
-def clusters(draw: st.DrawFn) -> Cluster:
-    """One to three tiers of any kind, up to 96 devices."""
-    if draw(st.booleans()):
-        dims = tuple(draw(st.lists(st.integers(1, 4), min_size=1, max_size=3)))
-        wrap = [draw(st.sampled_from(["true", "false"])) for _ in dims]
-        tiers = [tier("torus", "torus", math.prod(dims), dims=[str(length) for length in dims], wrap=wrap)]
-    else:
-        tiers = [tier("inner", draw(st.sampled_from(["switch", "mesh"])), draw(st.sampled_from([2, 3, 4, 8])))]
-    size = int(tiers[0]["size"])
-    shared = {"port": "nic"} if draw(st.booleans()) else {}
-    for name in draw(st.sampled_from([[], ["pod"], ["pod", "spine"]])):
-        size *= draw(st.sampled_from([2, 4]))
-        more = {"oversubscription": str(draw(st.sampled_from([1, 2, 7])))} if name == "spine" else {}
-        tiers.append(tier(name, "switch", size, bandwidth="25 GB/s", **shared, **more))
-    return build_cluster(spec(*tiers))
+def own_network(graph: Network, cluster: Cluster, tier_index: int) -> Network:
+    """The links of a tier and of the tiers inside that share its port."""
+    part = cluster.tiers[tier_index]
+    used = {part.index, *(under.index for under in tiers_under_port(cluster.tiers, part))}
+    own: Network = graph.edge_subgraph([link for link in graph.edges if graph.edges[link]["tier"] in used])
+    return own
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(clusters())
-def test_tier_and_hops_of_every_pair_are_those_of_the_graph(cluster: Cluster) -> None:
+def test_tier_hops_bandwidth_and_latency_of_every_pair_are_those_of_the_graph(cluster: Cluster) -> None:
+    graph = explicit_graph(cluster)
+    devices = np.unique(np.linspace(0, cluster.num_devices - 1, 20).astype(int))
+    a, b = np.meshgrid(devices, devices, indexing="ij")
+    folded = {
+        "tier": tier_of_pair(cluster, a, b),
+        "hops": hops(cluster, a, b),
+        "bandwidth": bandwidth_of_pair(cluster, a, b),
+        "latency": pair_latency_s(cluster, a, b),
+        "relayed": needs_relay(cluster, a, b),
+    }
+    networks = [own_network(graph, cluster, part.index) for part in cluster.tiers]
+    for x, y in itertools.permutations(range(len(devices)), 2):
+        first, second = int(devices[x]), int(devices[y])
+        joined = cluster.tiers[int(folded["tier"][x, y])]
+        own = networks[joined.index]
+        for inner in cluster.tiers[: joined.index]:
+            inside = networks[inner.index]
+            assert not (first in inside and second in inside and nx.has_path(inside, first, second))
+        is_torus = joined.kind is TierKind.TORUS
+        way = route(own, first, second, forwarding=is_torus)
+        assert (way is None) == folded["relayed"][x, y]
+        if way is not None:
+            assert way.hops == folded["hops"][x, y]
+            assert way.latency_s == pytest.approx(folded["latency"][x, y])
+            if not is_torus or min(way.shares.values()) == 1:
+                assert way.bandwidth_bytes_per_s == pytest.approx(folded["bandwidth"][x, y])
+
+
+@settings(max_examples=40, deadline=None)
+@given(clusters(rails=True))
+def test_traffic_through_a_peer_on_the_other_rail_takes_the_links_of_both_ways(cluster: Cluster) -> None:
     graph = explicit_graph(cluster)
     devices = np.arange(min(cluster.num_devices, 24))
-    a, b = np.meshgrid(devices, devices, indexing="ij")
-    folded_tier, folded_hops = tier_of_pair(cluster, a, b), hops(cluster, a, b)
-    for part in cluster.tiers:
-        reach = graph.edge_subgraph([e for e in graph.edges if graph.edges[e]["tier"] <= part.index])
-        used = {part.index, *(under.index for under in tiers_under_port(cluster.tiers, part))}
-        own = graph.edge_subgraph([e for e in graph.edges if graph.edges[e]["tier"] in used])
-        for first, second in itertools.combinations(devices.tolist(), 2):
-            connected = first in reach and second in reach and nx.has_path(reach, first, second)
-            assert connected == (folded_tier[first, second] <= part.index)
-            if folded_tier[first, second] == part.index:
-                assert nx.shortest_path_length(own, first, second) == folded_hops[first, second]
+    a, b = (each.ravel() for each in np.meshgrid(devices, devices, indexing="ij"))
+    networks = [own_network(graph, cluster, part.index) for part in cluster.tiers]
+    relays, folded, joined = relay_device(cluster, a, b), relay_hops(cluster, a, b), tier_of_pair(cluster, a, b)
+    for first, second, relay, links, index in zip(a, b, relays, folded, joined, strict=True):
+        if index == 0:
+            continue
+        ways = [(0, int(first), int(relay)), (int(index), int(relay), int(second))]
+        found = [route(networks[at], source, target) for at, source, target in ways if source != target]
+        assert links == sum(way.hops for way in found if way is not None)
+        assert all(way is not None for way in found)
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,21 +96,76 @@ def test_tier_and_hops_of_every_pair_are_those_of_the_graph(cluster: Cluster) ->
 def test_bisection_bandwidth_is_the_smallest_cut_of_the_graph(cluster: Cluster) -> None:
     graph = explicit_graph(cluster)
     for part in cluster.tiers:
-        if part.size == 1:
+        inner = cluster.tiers[part.index - 1].size if part.index else 1
+        if part.size == 1 or any(level.per_rail for level in part.levels[-1:]):
             continue
-        used = {part.index, *(under.index for under in tiers_under_port(cluster.tiers, part))}
-        flow = nx.DiGraph()
-        for a, b, link in graph.edges(data=True):
-            if link["tier"] in used:
-                flow.add_edge(a, b, capacity=link["bandwidth_bytes_per_s"])
-                flow.add_edge(b, a, capacity=link["bandwidth_bytes_per_s"])
-        cuts = []
-        for near in halves(part.size, part.dims):
-            whole = flow.copy()
-            for device in range(part.size):
-                whole.add_edge(*(("from", device) if device in near else (device, "to")))
-            cuts.append(nx.maximum_flow_value(whole, "from", "to"))
+        if part.oversubscription > 1 and part.links is None and part.size // inner % 2:
+            continue  # halves of an odd number of domains cut one of them
+        own = own_network(graph, cluster, part.index)
+        cuts = [flow(own, near, set(range(part.size)) - near, part.kind) for near in halves(part, cluster)]
         assert bisection_bytes_per_s(part) == pytest.approx(min(cuts))
+
+
+@settings(max_examples=60, deadline=None)
+@given(clusters())
+def test_what_leaves_a_domain_is_what_the_graph_carries_out_of_it(cluster: Cluster) -> None:
+    graph = explicit_graph(cluster)
+    for part in cluster.tiers:
+        inner = cluster.tiers[part.index - 1].size if part.index else 1
+        if part.size == 1 or part.kind is not TierKind.SWITCH or any(level.per_rail for level in part.levels[-1:]):
+            continue
+        own = own_network(graph, cluster, part.index)
+        out = [
+            flow(own, set(range(start, start + inner)), set(range(part.size)) - set(range(start, start + inner)))
+            for start in range(0, part.size, inner)
+        ]
+        beyond = min(part.size - inner, inner) / inner
+        link = uplink(cluster, part)
+        assert link.num_devices == inner
+        assert min(out) == pytest.approx(min(1.0, beyond) * link.capacity_bytes_per_s)
+
+
+@settings(max_examples=40, deadline=None)
+@given(clusters(largest=12))
+def test_no_way_to_halve_a_tiny_network_by_whole_domains_is_narrower(cluster: Cluster) -> None:
+    graph = explicit_graph(cluster)
+    for part in cluster.tiers:
+        inner = cluster.tiers[part.index - 1].size if part.index else 1
+        count = part.size // inner
+        if count % 2 or count == 0 or any(level.per_rail for level in part.levels[-1:]):
+            continue
+        own = own_network(graph, cluster, part.index)
+        cuts = []
+        for chosen in itertools.combinations(range(count), count // 2):
+            near = {at * inner + device for at in chosen for device in range(inner)}
+            cuts.append(flow(own, near, set(range(part.size)) - near, part.kind))
+        if part.kind is TierKind.TORUS:
+            assert min(cuts) <= bisection_bytes_per_s(part) * (1 + 1e-9)  # halves across an axis are some of them
+        else:
+            assert min(cuts) == pytest.approx(bisection_bytes_per_s(part))
+
+
+def flow(own: Network, near: set[int], far: set[int], kind: TierKind = TierKind.SWITCH) -> float:
+    forwarding = kind is TierKind.TORUS
+    return max_flow_bytes_per_s(own, sorted(near), sorted(far), forwarding=forwarding)
+
+
+def halves(part: Any, cluster: Cluster) -> list[set[int]]:
+    """The first half of the devices of the first domain; of a torus, across each of its axes; of links, all halves."""
+    if part.kind is TierKind.TORUS:
+        places = coordinates(range(part.size), part.dims)
+        return [
+            {int(device) for device in np.flatnonzero(places[:, axis] < length // 2)}
+            for axis, length in enumerate(part.dims)
+            if length > 1
+        ]
+    if part.links is not None:
+        inner, count = cluster.tiers[part.index - 1].size, part.links.num_domains
+        return [
+            {at * inner + device for at in chosen for device in range(inner)}
+            for chosen in itertools.combinations(range(count), count // 2)
+        ]
+    return [set(range(part.size // 2))]
 
 
 @pytest.mark.parametrize(
@@ -95,18 +185,6 @@ def test_bisections_counted_by_hand(part: dict[str, Any], links: int) -> None:
     assert bisection_bytes_per_s(build_cluster(spec(part)).tiers[0]) == links * 10e9
 
 
-def halves(size: int, dims: tuple[int, ...]) -> list[set[int]]:
-    """The first half of the devices of the first domain; of a torus, across each of its axes."""
-    if not dims:
-        return [set(range(size // 2))]
-    places = coordinates(range(size), dims)
-    return [
-        {int(device) for device in np.flatnonzero(places[:, axis] < length // 2)}
-        for axis, length in enumerate(dims)
-        if length > 1
-    ]
-
-
 def test_a_million_devices_are_arithmetic() -> None:
     cluster = build_cluster(load_profile("h100-superpod"))
     assert tier_of_pair(cluster, 0, [0, 7, 8, 1_048_575]).tolist() == [0, 0, 1, 1]
@@ -115,11 +193,13 @@ def test_a_million_devices_are_arithmetic() -> None:
         explicit_graph(cluster)
 
 
-def test_the_oversubscribed_spine_is_reached_through_the_pod_switches() -> None:
-    cluster = build_cluster(load_profile("h100-roce-meta24k"), 6144)
-    assert tier_of_pair(cluster, [0, 0, 0], [7, 8, 3072]).tolist() == [0, 1, 2]
-    assert hops(cluster, [0, 0, 0], [7, 8, 3072]).tolist() == [2, 2, 4]
-    assert bisection_bytes_per_s(cluster.tiers[2]) == pytest.approx(3072 * 50e9 / 7)
+def test_oversubscription_of_tiers_with_one_port_multiplies() -> None:
+    leaf = tier("leaf", "switch", 4, port="nic")
+    spine = tier("spine", "switch", 16, port="nic", oversubscription="2")
+    core = tier("core", "switch", 64, port="nic", oversubscription="3")
+    cluster = build_cluster(spec(leaf, spine, core))
+    assert [part.oversubscription for part in cluster.tiers] == [1, 2, 6]
+    assert uplink(cluster, cluster.tiers[2]).device_bytes_per_s == pytest.approx(100e9 / 6)
 
 
 @given(dims=st.lists(st.integers(1, 12), min_size=1, max_size=3).map(tuple), devices=st.integers(1, 300))
@@ -144,3 +224,8 @@ def test_mesh_shares_its_links_between_peers() -> None:
     assert cluster.tiers[0].kind is TierKind.MESH
     graph = explicit_graph(cluster)
     assert {link["bandwidth_bytes_per_s"] for _, _, link in graph.edges(data=True)} == {64e9}
+
+
+def test_every_link_has_its_two_directions() -> None:
+    graph = explicit_graph(build_cluster(load_profile("mi300x-cluster"), 16))
+    assert all(graph.edges[b, a] == link for a, b, link in graph.edges(data=True))
