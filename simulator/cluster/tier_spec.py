@@ -166,7 +166,9 @@ class TierSpec(Section):
     def _check_levels(self) -> None:
         sizes = [level.size.value for level in self.levels]
         for inner, outer in zip(self.levels, self.levels[1:], strict=False):
-            if outer.size.value <= inner.size.value or outer.size.value % inner.size.value:
+            rails_meet = inner.per_rail and not outer.per_rail
+            larger = outer.size.value > inner.size.value or (outer.size.value == inner.size.value and rails_meet)
+            if not larger or outer.size.value % inner.size.value:
                 raise ValueError(
                     f"tier {self.name}: a block of {outer.name} ({outer.size.value} devices) must hold several whole "
                     f"blocks of {inner.name} ({inner.size.value} devices)"
