@@ -210,22 +210,25 @@ def list_builtin(
 @app.command()
 def show(
     kind: KindArgument,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As `shardsim list` names it.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="As `shardsim list` names it; a cluster also by its file.")
+    ],
     pp: PpOption = None,
     vpp: VppOption = None,
     microbatches: MicrobatchesOption = None,
     times: TimesOption = None,
     picture: PictureOption = None,
     csv: ActionsOption = None,
+    file: Annotated[bool, typer.Option("--file", help="Of a cluster: only the file, not its network.")] = False,
 ) -> None:
-    """Print a built-in model, cluster, schedule or scenario in full, with its sources.
+    """Print a built-in model, cluster, schedule or scenario in full, with its sources; a cluster with its network.
 
-    The options are those of a schedule: it is drawn, and its table of actions can be written.
+    The other options are those of a schedule: it is drawn, and its table of actions can be written.
     """
     with exits():
         from simulator.config.listing import full_text
 
-        text = full_text(_kind(kind).value, name)
+        network, text = _cluster_texts(name) if _kind(kind) is Listed.CLUSTERS else ("", full_text(_kind(kind).value, name))
         options = {"--pp": pp, "--vpp": vpp, "--microbatches": microbatches, "--times": times}
         options |= {"--picture": picture, "--csv": csv}
         if _kind(kind) is Listed.SCHEDULES:
@@ -235,7 +238,17 @@ def show(
             if value is not None:
                 why = "only a schedule is drawn"
                 raise ScenarioError([_violation(option, f"says nothing of {_kind(kind)}", why, "leave it out")])
-        typer.echo(text, nl=False)
+        typer.echo(text if file or not network else f"{network}\n{text}", nl=False)
+
+
+def _cluster_texts(name: str) -> tuple[str, str]:
+    """Returns the page about the network of a cluster, and the cluster's file."""
+    from simulator.cluster import build_cluster
+    from simulator.config.cluster_file import cluster_text, read_cluster
+    from simulator.report.network import network_page
+
+    spec = read_cluster(name)
+    return network_page(build_cluster(spec), spec.description), cluster_text(name)
 
 
 def _show_schedule(

@@ -48,7 +48,7 @@ def _problems(spec: ClusterSpec, entry: Degraded) -> Iterator[tuple[str, str, st
 
 
 def _tier_problems(spec: ClusterSpec, entry: Degraded, tier: TierSpec) -> Iterator[tuple[str, str, str]]:
-    if entry.rail is not None and entry.rail >= tier.rails.value:
+    if entry.rail is not None and (tier.rails.value == 1 or entry.rail >= tier.rails.value):
         rails = tier.rails.value
         yield (
             f"rail {entry.rail} of tier {tier.name}, which has {rails if rails > 1 else 'no rails'}",

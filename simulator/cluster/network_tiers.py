@@ -71,6 +71,8 @@ def reduce_network(network: NetworkSpec, num_devices: int) -> tuple[TierSpec, ..
     Raises:
         ValueError: two devices have no way between them, or declared domains do not nest.
     """
+    if num_devices == 1:
+        raise ValueError("network: a cluster of one device has no network; give it a tier")
     graph = network_graph(network, num_devices)
     ways = _ways(graph, num_devices, forwarding=network.forwarding)
     domains = _declared(network, num_devices) or _detected(ways, num_devices)

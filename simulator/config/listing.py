@@ -41,10 +41,19 @@ def full_text(kind: str, name: str) -> str:
             guess = nearest(name, SCHEDULES)
             raise _unknown(kind, name, f"did you mean {guess}?" if guess else f"write one of {listed(list(SCHEDULES))}")
         return f"{name}: {_about_schedule(name).rstrip()}\n"
-    path = builtin_path(Kind(kind), name)
+    return builtin_file(Kind(kind), name).read_text(encoding="utf-8")
+
+
+def builtin_file(kind: Kind, name: str) -> Path:
+    """Returns the file of a built-in name.
+
+    Raises:
+        ScenarioError: nothing of this name is built in.
+    """
+    path = builtin_path(kind, name)
     if path is None:
-        raise _unknown(kind, name, suggestion(Kind(kind), name))
-    return path.read_text(encoding="utf-8")
+        raise _unknown(kind.value, name, suggestion(kind, name))
+    return path
 
 
 def _about_schedule(name: str) -> str:

@@ -229,6 +229,8 @@ def _referenced(text: str, kind: Kind, folder: Path) -> Path | Violation:
 def _scenario(filled: ScenarioForm, schedule: ScheduleChoice, origin: Origin) -> Scenario:
     values: dict[str, Any] = {key: getattr(filled, key) for key in ScenarioForm.model_fields}
     values |= {"devices": filled.devices or 0, "schedule": schedule}
+    faults = (*filled.cluster.degraded, *values.pop("degraded"))
+    values["cluster"] = filled.cluster.model_copy(update={"degraded": faults})
     if origin.variant:
         values["name"] = f"{filled.name} / {origin.variant}"
     return Scenario(**values, origin=origin)
@@ -239,4 +241,16 @@ def _broken_rules(scenario: Scenario, origin: Origin) -> list[Problem]:
         violations = broken_rules(scenario)
     except ScenarioError as error:
         violations = tuple(each.violation if isinstance(each, Problem) else each for each in error.problems)
-    return _with_places(violations, origin)
+    return _with_places([_of_scenario(each, scenario, origin) for each in violations], origin)
+
+
+def _of_scenario(violation: Violation, scenario: Scenario, origin: Origin) -> Violation:
+    """Names a fault that the scenario adds to those of its cluster where the user wrote it."""
+    prefix = "cluster.degraded."
+    number = violation.path.removeprefix(prefix)
+    added = origin.root.child("degraded")
+    count = len(added.value) if added is not None and isinstance(added.value, tuple) else 0
+    first = len(scenario.cluster.degraded) - count
+    if not violation.path.startswith(prefix) or int(number) < first:
+        return violation
+    return replace(violation, path=f"degraded.{int(number) - first}")

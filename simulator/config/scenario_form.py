@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from simulator.cluster.degraded_spec import Degraded
 from simulator.cluster.spec import ClusterSpec
 from simulator.config.tree import Node
 from simulator.model.spec import ModelSpec
@@ -38,6 +39,9 @@ class ScenarioForm(BaseModel):
     cluster: ClusterSpec = Field(description="Built-in name, path of a cluster YAML, or the cluster itself.")
     devices: Annotated[int, Field(ge=1, le=MAX_DEVICES)] | None = Field(
         None, description="Accelerators that the job uses; default: all of the cluster."
+    )
+    degraded: tuple[Degraded, ...] = Field(
+        (), description="Faults of the network and slow devices, beside those that the cluster lists."
     )
     layout: Layout = Field(Layout(), description="Degree of each axis, and what is sharded over data.")
     schedule: str | LimitedSchedule | None = Field(

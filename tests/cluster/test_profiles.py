@@ -7,7 +7,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from simulator.cluster import Cluster, bisection_bytes_per_s, build_cluster, figures, load_profile, profile_paths
+from simulator.cluster import (
+    Cluster,
+    bandwidth_of_pair,
+    bisection_bytes_per_s,
+    build_cluster,
+    figures,
+    hops,
+    load_profile,
+    pair_latency_s,
+    profile_paths,
+    relay_hops,
+    uplink,
+)
+from simulator.cluster.equipment import switches_of
 
 RIDGES = {
     record["id"]: record
@@ -16,16 +29,27 @@ RIDGES = {
     ]
 }
 EXPECTED = {
+    "a100-megascale",
+    "a100-selene",
     "a100-superpod",
     "b200-superpod",
+    "b300-superpod",
+    "gb200-nvl576",
     "gb200-nvl72",
+    "gb300-nvl72",
+    "gh200-jupiter",
+    "h100-ethernet-100k",
     "h100-roce-meta24k",
     "h100-superpod",
+    "h100-three-sites",
     "h200-superpod",
+    "h800-deepseek-v3",
     "mi300x-cluster",
     "tpu-ironwood",
     "tpu-v4-pod",
+    "tpu-v5e",
     "tpu-v5p",
+    "tpu-v5p-4pods",
     "tpu-v6e",
 }
 
@@ -43,6 +67,22 @@ def test_a_profile_loads_under_its_file_name(name: str) -> None:
     spec = load_profile(name)
     assert spec.name == name
     assert built(name).num_devices == spec.devices.value
+
+
+@pytest.mark.parametrize("name", sorted(profile_paths()))
+def test_every_tier_states_how_it_is_wired(name: str) -> None:
+    for part in load_profile(name).tiers:
+        assert part.states_topology, part.name
+
+
+@pytest.mark.parametrize("name", sorted(profile_paths()))
+def test_no_switch_has_more_links_than_ports(name: str) -> None:
+    cluster = built(name)
+    for part in cluster.tiers:
+        for level in part.levels:
+            count = switches_of(cluster, part, level)
+            if count is not None and level.radix is not None:
+                assert count * level.radix >= level.size / part.oversubscription, level.name
 
 
 @pytest.mark.parametrize("name", sorted(profile_paths()))
@@ -91,6 +131,16 @@ def test_ridge_points_with_rounded_bandwidths_are_near(name: str, oracle: str) -
         ("tpu-v5p", 143_360, 95, 8_960, 100, 6.25),
         ("tpu-v6e", 99_840, 32, 256, 100, 12.5),
         ("tpu-ironwood", 147_456, 192, 9_216, 100, 12.5),
+        ("a100-megascale", 12_288, 80, 8, 300, 25),
+        ("a100-selene", 4_480, 80, 8, 300, 25),
+        ("b300-superpod", 10_368, 288, 8, 900, 100),
+        ("gb200-nvl576", 36_864, 186, 576, 900, 50),
+        ("gb300-nvl72", 9_216, 288, 72, 900, 100),
+        ("h100-ethernet-100k", 98_304, 80, 8, 450, 50),
+        ("h100-three-sites", 98_304, 80, 8, 450, 50),
+        ("h800-deepseek-v3", 2_048, 80, 8, 200, 50),
+        ("tpu-v5e", 50_944, 16, 256, 50, 3.125),
+        ("tpu-v5p-4pods", 35_840, 95, 8_960, 100, 6.25),
     ],
 )
 def test_key_figures(
@@ -113,6 +163,36 @@ def test_the_meta_cluster_is_oversubscribed_across_pods_only() -> None:
     assert (nvlink.oversubscription, pod.oversubscription, spine.oversubscription) == (1, 1, 7)
     assert pod.port == spine.port == "nic"
     assert pod.size == 3072
+    assert hops(built("h100-roce-meta24k"), 0, [1, 8, 16, 3072]).tolist() == [2, 2, 4, 6]
+
+
+def test_light_takes_half_a_millisecond_between_sites_100_km_apart() -> None:
+    cluster = built("h100-three-sites")
+    near, far = pair_latency_s(cluster, 0, [8, 32_768])
+    assert far == pytest.approx(100 * 5e-6 + 20e-6)
+    assert near < 5e-6
+    # Two other sites, 4 fibre pairs of 121.6 Tb/s each, for 32,768 ports of 400 Gb/s.
+    link = uplink(cluster, cluster.tiers[2])
+    assert link.capacity_bytes_per_s == pytest.approx(2 * 4 * 121.6e12 / 8)
+    assert cluster.tiers[2].oversubscription == pytest.approx(32_768 * 400e9 / (2 * 4 * 121.6e12))
+
+
+def test_groups_of_the_dragonfly_are_one_link_apart() -> None:
+    cluster = built("gh200-jupiter")
+    assert hops(cluster, 0, [1, 4, 64, 960]).tolist() == [1, 2, 4, 5]
+    assert bandwidth_of_pair(cluster, 0, [1, 4, 960]).tolist() == [150e9, 25e9, 25e9]
+    assert bisection_bytes_per_s(cluster.tiers[2]) == pytest.approx(12 * 13 * 20 * 50e9)
+
+
+def test_rails_that_never_meet_are_joined_inside_the_node() -> None:
+    cluster = built("h800-deepseek-v3")
+    assert hops(cluster, 0, [8, 9, 256, 257]).tolist() == [2, 4, 4, 6]
+    assert relay_hops(cluster, 0, [9, 257]).tolist() == [4, 6]
+
+
+def test_a_network_of_576_is_two_layers_of_nvlink_switches() -> None:
+    cluster = built("gb200-nvl576")
+    assert hops(cluster, 0, [1, 72, 576]).tolist() == [2, 4, 2]
 
 
 def test_torus_bisections_are_those_that_google_documents() -> None:

@@ -43,7 +43,7 @@ def own_network(graph: Network, cluster: Cluster, tier_index: int) -> Network:
     return own
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(clusters())
 def test_tier_hops_bandwidth_and_latency_of_every_pair_are_those_of_the_graph(cluster: Cluster) -> None:
     graph = explicit_graph(cluster)
@@ -74,7 +74,7 @@ def test_tier_hops_bandwidth_and_latency_of_every_pair_are_those_of_the_graph(cl
                 assert way.bandwidth_bytes_per_s == pytest.approx(folded["bandwidth"][x, y])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(clusters(rails=True))
 def test_traffic_through_a_peer_on_the_other_rail_takes_the_links_of_both_ways(cluster: Cluster) -> None:
     graph = explicit_graph(cluster)
@@ -91,7 +91,7 @@ def test_traffic_through_a_peer_on_the_other_rail_takes_the_links_of_both_ways(c
         assert all(way is not None for way in found)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(clusters())
 def test_bisection_bandwidth_is_the_smallest_cut_of_the_graph(cluster: Cluster) -> None:
     graph = explicit_graph(cluster)
@@ -106,7 +106,7 @@ def test_bisection_bandwidth_is_the_smallest_cut_of_the_graph(cluster: Cluster) 
         assert bisection_bytes_per_s(part) == pytest.approx(min(cuts))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(clusters())
 def test_what_leaves_a_domain_is_what_the_graph_carries_out_of_it(cluster: Cluster) -> None:
     graph = explicit_graph(cluster)
@@ -125,7 +125,7 @@ def test_what_leaves_a_domain_is_what_the_graph_carries_out_of_it(cluster: Clust
         assert min(out) == pytest.approx(min(1.0, beyond) * link.capacity_bytes_per_s)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(clusters(largest=12))
 def test_no_way_to_halve_a_tiny_network_by_whole_domains_is_narrower(cluster: Cluster) -> None:
     graph = explicit_graph(cluster)
