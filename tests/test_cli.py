@@ -382,6 +382,26 @@ def test_list_and_show_take_every_kind(kind: str) -> None:
         assert shown.stdout.strip()
 
 
+def test_show_cluster_tells_the_network_and_then_the_file() -> None:
+    shown = call("show", "cluster", "h100-roce-meta24k").stdout
+    page, file = shown.split("name: h100-roce-meta24k", 1)
+    assert re.search(r"roce-spine +3,072 +21.9 TB/s +7.14 GB/s +7 : 1 +87.8 TB/s", page)
+    assert re.search(r"3,072 +roce-spine +6 +50.0 GB/s +8.00 us", page)
+    assert "tiers:" in file
+    only = call("show", "cluster", "h100-roce-meta24k", "--file").stdout
+    assert only == "name: h100-roce-meta24k" + file
+
+
+def test_show_cluster_reads_a_file_and_tells_its_faults(tmp_path: Path) -> None:
+    text = call("show", "cluster", "h100-superpod", "--file").stdout
+    file = tmp_path / "mine.yaml"
+    file.write_text(text + "degraded:\n  - {rail: 1, block: 0, tier: infiniband, bandwidth: 0}\n")
+    shown = call("show", "cluster", str(file))
+    assert re.search(r"port of infiniband +256 +87.5 %", shown.stdout)
+    file.write_text(text + "degraded:\n  - {rail: 8, tier: infiniband, bandwidth: 0}\n")
+    assert call("show", "cluster", str(file)).exit_code == 2
+
+
 def test_list_without_kind_names_all() -> None:
     assert [line for line in call("list").stdout.splitlines() if line.endswith(":") and line[0] != " "] == [
         "models:",

@@ -7,7 +7,7 @@ than it has, so ranks are turned into devices first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
+from math import inf, prod
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,8 +17,10 @@ from simulator.cluster.cluster import Cluster
 from simulator.cluster.degraded import degraded_ports
 from simulator.cluster.tier import Tier
 from simulator.cluster.tier_spec import TierKind
-from simulator.cluster.tiers import hops, pair_bandwidth_bytes_per_s, pair_latency_s, tier_of_pair, tiers_under_port
+from simulator.cluster.tiers import hops, pair_bandwidth_bytes_per_s, pair_latency_s, tiers_under_port
 
+MAX_NEIGHBOURS = 4096
+"""Ranks of a group that are looked at one by one; of larger groups also those at the ends of domains."""
 Digits = tuple[tuple[int, int], ...]
 """(count, stride) pairs, fastest first."""
 
@@ -76,10 +78,36 @@ def device_of_rank(cluster: Cluster, ranks: ArrayLike, domains: tuple[int, ...])
 
 def group_ranks(digits: Digits) -> NDArray[np.int64]:
     """Returns the ranks of the first group with these digits, in order."""
-    ranks = np.zeros(1, dtype=np.int64)
+    return _ranks_at(digits, np.arange(prod(count for count, _ in digits)))
+
+
+def _ranks_at(digits: Digits, places: NDArray[np.int64]) -> NDArray[np.int64]:
+    ranks, rest = np.zeros_like(places), places
     for count, stride in digits:
-        ranks = (np.arange(count)[:, None] * stride + ranks).ravel()
+        rest, digit = np.divmod(rest, count)
+        ranks += digit * stride
     return ranks
+
+
+def _neighbours(
+    cluster: Cluster, digits: Digits, domains: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Devices of ranks of the first group and of those that follow them around the ring.
+
+    Of a large group: the first ones, and those at the ends of domains and blocks of switches, which lie farthest apart.
+    """
+    size = prod(count for count, _ in digits)
+    chosen = [np.arange(min(size, MAX_NEIGHBOURS)), np.array([size - 1])]
+    inner, inner_ranks = 1, 1
+    for tier, domain in zip(cluster.tiers, domains, strict=True):
+        blocks = [level.size // inner * inner_ranks for level in tier.levels]
+        for ranks in (*blocks, domain):
+            members = _within(digits, ranks)
+            chosen.append(np.arange(members - 1, size, members)[:MAX_NEIGHBOURS])
+        inner, inner_ranks = tier.size, domain
+    places = np.unique(np.concatenate(chosen)) if size > MAX_NEIGHBOURS else chosen[0]
+    following = _ranks_at(digits, (places + 1) % size)
+    return device_of_rank(cluster, _ranks_at(digits, places), domains), device_of_rank(cluster, following, domains)
 
 
 def place_of_group(cluster: Cluster, digits: Digits, domains: tuple[int, ...]) -> GroupPlace:
@@ -90,16 +118,15 @@ def place_of_group(cluster: Cluster, digits: Digits, domains: tuple[int, ...]) -
         digits: the group.
         domains: ranks of the job in one domain of each tier, from inside out.
     """
-    devices = device_of_rank(cluster, group_ranks(digits), domains)
-    following = np.roll(devices, -1)
     crossed = [tier for tier in cluster.tiers if _leaves(digits, domains, tier.index)]
-    if len(devices) == 1 or not crossed:
+    if not crossed:
         return GroupPlace(tier=0, hops=0, latency_s=0.0, slowest_bytes_per_s=inf, slowest_tier=0, uplinks=())
+    devices, following = _neighbours(cluster, digits, domains)
     faults = _worst_shares(cluster)
     rates = [_rank_bytes_per_s(cluster, tier, domains) * faults.get(tier.index, 1.0) for tier in crossed]
     slowest = int(np.argmin(rates))
     return GroupPlace(
-        tier=int(tier_of_pair(cluster, devices[0], devices).max()),
+        tier=crossed[-1].index,
         hops=int(hops(cluster, devices, following).max()),
         latency_s=float(pair_latency_s(cluster, devices, following).max()),
         slowest_bytes_per_s=rates[slowest],

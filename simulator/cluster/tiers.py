@@ -77,7 +77,7 @@ def needs_relay(cluster: Cluster, a: ArrayLike, b: ArrayLike) -> NDArray[np.bool
     joined = tier_of_pair(cluster, a, b)
     found = np.zeros(joined.shape, dtype=np.bool_)
     for tier in cluster.tiers:
-        if tier.kind is TierKind.SWITCH and tier.links is None:
+        if tier.levels and tier.levels[-1].per_rail:
             levels = port_levels(cluster.tiers, tier)
             found |= (joined == tier.index) & (level_of_pair(cluster, tier, a, b) == len(levels))
     return found
