@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator

@@ -9,11 +9,19 @@ from typing import Annotated
 from pydantic import Field, ValidationError, model_validator
 
 from simulator.cluster.figures import BandwidthFigure, CountFigure, Name, SecondsFigure, Section, ShareFigure
-from simulator.cluster.tier_spec import TierSpec
+from simulator.cluster.tier_spec import TierKind, TierSpec
 
 MAX_NETWORK_DEVICES = 256
 """Largest network written link by link: the way between every two devices is computed."""
 _DEVICES = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?")
+_UNREAD = TierSpec(
+    name="unread",
+    kind=TierKind.SWITCH,
+    size=CountFigure(value=1),
+    bandwidth=BandwidthFigure(value=1.0),
+    latency=SecondsFigure(value=0.0),
+    efficiency=ShareFigure(value=1.0),
+)
 
 
 class LinkSpec(Section):
@@ -75,8 +83,8 @@ def _nodes(end: str) -> tuple[int | str, ...]:
     return tuple(range(first, int(found[2] or first) + 1))
 
 
-def tiers_of_network(network: object, devices: object) -> tuple[TierSpec, ...] | None:
-    """Returns the tiers that stand for a network, or None where its form or number of devices is not right yet.
+def tiers_of_network(network: object, devices: object) -> tuple[TierSpec, ...]:
+    """Returns the tiers that stand for a network; any tier where its form or number of devices is not right.
 
     Args:
         network: what the file has under `network`.
@@ -89,7 +97,7 @@ def tiers_of_network(network: object, devices: object) -> tuple[TierSpec, ...] |
         spec = NetworkSpec.model_validate(network)
         count = CountFigure.model_validate(devices).value
     except ValidationError:
-        return None  # the fields have their own word on it
+        return (_UNREAD,)  # the fields have their own word on it, and the cluster is refused
     if count > MAX_NETWORK_DEVICES:
         raise ValueError(
             f"network: {count} devices written link by link, at most {MAX_NETWORK_DEVICES}; describe larger machines "

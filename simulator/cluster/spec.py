@@ -135,8 +135,7 @@ class ClusterSpec(Section):
             return given
         if given.get("tiers"):
             raise ValueError("tiers stand beside network; tiers are made of the nodes and links of a network")
-        tiers = tiers_of_network(given["network"], given.get("devices"))
-        return given if tiers is None else {**given, "tiers": tiers}
+        return {**given, "tiers": tiers_of_network(given["network"], given.get("devices"))}
 
     @model_validator(mode="after")
     def _tiers_nest(self) -> ClusterSpec:
