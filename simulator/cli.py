@@ -228,7 +228,9 @@ def show(
     with exits():
         from simulator.config.listing import full_text
 
-        network, text = _cluster_texts(name) if _kind(kind) is Listed.CLUSTERS else ("", full_text(_kind(kind).value, name))
+        network, text = (
+            _cluster_texts(name) if _kind(kind) is Listed.CLUSTERS else ("", full_text(_kind(kind).value, name))
+        )
         options = {"--pp": pp, "--vpp": vpp, "--microbatches": microbatches, "--times": times}
         options |= {"--picture": picture, "--csv": csv}
         if _kind(kind) is Listed.SCHEDULES:

@@ -53,12 +53,12 @@ class Membership:
     """For each kind of device group, who meets in it; kinds in which no two classes meet are left out."""
     pipelines: Colours
     """`[class]`: which pipeline a class belongs to; those alike are one."""
-    bandwidth: Mapping[int, npt.NDArray[np.float64]] = field(default_factory=dict)
-    """For each tier with slow links, `[class]`: share of the bandwidth of a class's ports that is left."""
+    bandwidth: Mapping[tuple[int, int], npt.NDArray[np.float64]] = field(default_factory=dict)
+    """For each (tier, torus axis) with slow links, `[class]`: share of bandwidth that is left of a class's ports."""
 
-    def bandwidth_share(self, number: int, tier: int) -> float:
-        """Returns the share of its bandwidth into a tier that a class has."""
-        return float(self.bandwidth[tier][number]) if tier in self.bandwidth else 1.0
+    def bandwidth_share(self, number: int, tier: int, dim: int) -> float:
+        """Returns the share of its bandwidth into a tier, along one of its axes, that a class has."""
+        return float(self.bandwidth[tier, dim][number]) if (tier, dim) in self.bandwidth else 1.0
 
     @property
     def meets(self) -> Callable[[Party], bool]:

@@ -283,7 +283,7 @@ class _StepLowering:
             Resource(
                 name=f"{class_name} / {tiers[port.tier].name}"
                 f"{f' axis {port.dim}' if tiers[port.tier].dims else ''} {way}",
-                bytes_per_s=port.bytes_per_s * self.members.bandwidth_share(number, port.tier),
+                bytes_per_s=port.bytes_per_s * self.members.bandwidth_share(number, port.tier, port.dim),
             )
             for port in self.costs.ports
             for way in ("out", "in")

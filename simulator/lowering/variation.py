@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from simulator.cluster import device_of_rank, port_shares, slow_devices
 from simulator.errors import ScenarioError, Violation
 from simulator.lowering.colours import combined
 from simulator.lowering.members import Membership, coloured_members, folded_members, pipeline_rank_of, single_members
@@ -36,8 +37,8 @@ class Variation:
     """Tokens of a full microbatch."""
     slowdown: Shares | None = None
     """`[ranks]`: factor on compute time."""
-    bandwidth: Mapping[int, Shares] | None = None
-    """By tier with slow links, `[ranks]`: share of the bandwidth that is left."""
+    bandwidth: Mapping[tuple[int, int], Shares] | None = None
+    """By (tier, torus axis) with slow links, `[ranks]`: share of the bandwidth that is left."""
     tokens: npt.NDArray[np.int64] | None = None
     """`[replicas, microbatches]`: tokens of each microbatch."""
 
@@ -48,7 +49,7 @@ class Variation:
 
 
 def resolve_variation(variability: Variability, *, mesh: DeviceMesh, training: Training, seed: int) -> Variation:
-    """Returns what `variability`, which has passed all rules, says of each rank.
+    """Returns what `variability`, which has passed all rules, and the faults of the cluster say of each rank.
 
     Args:
         variability: as the scenario has it.
@@ -56,21 +57,34 @@ def resolve_variation(variability: Variability, *, mesh: DeviceMesh, training: T
         training: says how many microbatches of how many tokens there are.
         seed: of token counts that are drawn.
     """
-    count = int(mesh.degrees.devices)
-    slowdown = np.ones(count)
+    slowdown, bandwidth = _faults(mesh)
     for straggler in variability.stragglers:
         slowdown[_chosen(straggler, mesh)] *= straggler.slowdown
-    tiers = {tier.name: tier.index for tier in mesh.cluster.tiers}
-    bandwidth = {tiers[link.tier]: np.ones(count) for link in variability.slow_links}
+    tiers = {tier.name: tier for tier in mesh.cluster.tiers}
     for link in variability.slow_links:
-        bandwidth[tiers[link.tier]][_chosen(link, mesh)] *= link.bandwidth
+        tier = tiers[link.tier]
+        for dim in range(max(1, len(tier.dims))):
+            share = bandwidth.setdefault((tier.index, dim), np.ones(len(slowdown)))
+            share[_chosen(link, mesh)] *= link.bandwidth
     return Variation(
         mesh=mesh,
         full_tokens=training.sequence_length * training.micro_batch,
-        slowdown=slowdown if variability.stragglers else None,
+        slowdown=slowdown if (slowdown > 1.0).any() else None,
         bandwidth=bandwidth or None,
         tokens=_tokens(variability, mesh, training, seed),
     )
+
+
+def _faults(mesh: DeviceMesh) -> tuple[Shares, dict[tuple[int, int], Shares]]:
+    """Returns factors on compute time, `[ranks]`, and what faults of the cluster leave of ports on which ranks lie."""
+    slowdown = np.ones(int(mesh.degrees.devices))
+    if not mesh.cluster.degraded:
+        return slowdown, {}
+    devices = device_of_rank(mesh.cluster, np.arange(len(slowdown)), mesh.domains)
+    for device, factor in slow_devices(mesh.cluster):
+        slowdown[devices == device] = factor
+    shares = {port: share[devices] for port, share in port_shares(mesh.cluster).items()}
+    return slowdown, {port: share for port, share in shares.items() if (share < 1.0).any()}
 
 
 def _chosen(chosen: Chosen, mesh: DeviceMesh) -> Ranks:
