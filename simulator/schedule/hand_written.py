@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,7 +86,36 @@ def table_violations(schedule: PipelineSchedule, *, pp: int, vpp: int, microbatc
                 "(global_batch = microbatches * micro_batch * dp)",
             )
         )
-    return tuple(found)
+    return tuple(found) or tuple(islice(_crossings(schedule), 1))
+
+
+def _crossings(schedule: PipelineSchedule) -> Iterator[Violation]:
+    """Boundaries between ranks whose messages are not taken in the order in which they are sent."""
+    for stage, rank in enumerate(schedule.stage_to_rank):
+        for target, kinds, what in (
+            (schedule.next(stage), (FORWARD_CODE,), "activations"),
+            (schedule.previous(stage), (BACKWARD_CODE, BACKWARD_INPUT_CODE), "gradients"),
+        ):
+            if target is None or schedule.stage_to_rank[target] == rank:
+                continue
+            sent, taken = (_microbatches(schedule, each, kinds) for each in (stage, target))
+            crossed = np.flatnonzero(sent != taken)
+            if crossed.size:
+                first, instead = int(taken[crossed[0]]), int(sent[crossed[0]])
+                yield Violation(
+                    path="schedule",
+                    problem=f"stage {target} takes the {what} of microbatch {first} where stage {stage} sends those of "
+                    f"{instead}",
+                    why="messages from one rank to another arrive in the order in which they are sent (NCCL)",
+                    mend=f"put the microbatches of stage {target} in the order of stage {stage}",
+                )
+
+
+def _microbatches(schedule: PipelineSchedule, stage: int, kinds: tuple[int, ...]) -> NDArray[np.int32]:
+    """The microbatches of the actions of such kinds of a stage, in order."""
+    actions = schedule.ranks[schedule.stage_to_rank[stage]]
+    microbatches: NDArray[np.int32] = actions[(actions[:, 1] == stage) & np.isin(actions[:, 0], kinds), 2]
+    return microbatches
 
 
 def _schedule(table: Table) -> PipelineSchedule:

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from simulator.errors import Problem, ScenarioError
 from simulator.schedule import (
+    SCHEDULES,
     PipelineSchedule,
     build_schedule,
     read_schedule_csv,
+    schedule_is_valid,
     table_violations,
     verify,
     write_schedule_csv,
@@ -190,6 +192,37 @@ def test_a_table_for_another_layout_names_each_key() -> None:
         ("layout.vpp", "2, but the schedule table has 1 stages on each rank"),
         ("training.global_batch", "gives 8 microbatches a replica, but the schedule table has 2"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("table", "problem"),
+    [
+        (
+            "0F0,0F1,0B0,0B1\n1F1,1F0,1B0,1B1\n",
+            "stage 1 takes the activations of microbatch 1 where stage 0 sends those of 0",
+        ),
+        (
+            "0F0,0F1,0B0,0B1\n1F0,1F1,1B1,1B0\n",
+            "stage 0 takes the gradients of microbatch 0 where stage 1 sends those of 1",
+        ),
+        ("0F0,0F1,0I0,0W0,0B1\n1F0,1F1,1B1,1B0\n", "stage 0 takes the gradients of microbatch 0 where stage 1 sends"),
+    ],
+)
+def test_messages_do_not_overtake_each_other(table: str, problem: str) -> None:
+    schedule = read_schedule_csv(table)
+    (violation,) = table_violations(schedule, pp=2, vpp=1, microbatches=2)
+    assert violation.path == "schedule"
+    assert violation.problem.startswith(problem)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+def test_no_built_in_schedule_lets_messages_overtake_each_other(name: str) -> None:
+    vpp = next(vpp for vpp in (1, 2) if schedule_is_valid(name, 4, vpp, 9) or schedule_is_valid(name, 4, vpp, 10))
+    for pp, microbatches in ((2, 4), (4, 9), (4, 10), (8, 16)):
+        if SCHEDULES[name].needs_profile or not schedule_is_valid(name, pp, vpp, microbatches):
+            continue
+        schedule = build_schedule(name, pp=pp, vpp=vpp, microbatches=microbatches)
+        assert table_violations(schedule, pp=pp, vpp=vpp, microbatches=microbatches) == ()
 
 
 @pytest.mark.parametrize("name", CLASSES)
