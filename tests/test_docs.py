@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 from simulator.cli import app
 from simulator.report.pipeline_figure import PictureFormat, draw_picture
 from simulator.report.schedule_card import parse_times, schedule_card
+from simulator.schedule import SCHEDULES, read_schedule_csv, schedule_is_valid
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUATIONS = ROOT / "docs" / "equations.md"
@@ -76,10 +78,60 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str], monke
     assert capsys.readouterr().out
 
 
+MANUAL = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+
+
+def _rules_of_the_manual() -> dict[str, list[str]]:
+    """What the manual says that each schedule asks of vpp, p and m."""
+    lines = MANUAL.split("| `schedule` | `layout.vpp` |")[1].split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {name: rules for names, *rules in rows for name in re.findall(r"`([\w-]+)`", names)}
+
+
+def _holds(rule: str, value: int, pp: int) -> bool:
+    """Whether a number satisfies what the manual says of it in words."""
+    match rule:
+        case "any":
+            return True
+        case "even":
+            return value % 2 == 0
+        case "at least 2p":
+            return value >= 2 * pp
+        case "even, at least 2p":
+            return value % 2 == 0 and value >= 2 * pp
+        case "2 or more":
+            return value >= 2
+    return value in [int(word) for word in rule.split(" or ")]
+
+
+def test_the_manual_names_every_schedule() -> None:
+    assert set(_rules_of_the_manual()) == set(SCHEDULES)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_manual_says_what_a_schedule_asks_for(name: str) -> None:
+    vpp_rule, pp_rule, microbatches_rule = _rules_of_the_manual()[name]
+    for pp, vpp, microbatches in itertools.product(range(1, 6), range(1, 5), range(1, 13)):
+        said = _holds(vpp_rule, vpp, pp) and _holds(pp_rule, pp, pp) and _holds(microbatches_rule, microbatches, pp)
+        assert said == schedule_is_valid(name, pp, vpp, microbatches), (pp, vpp, microbatches)
+
+
+def test_the_table_of_actions_of_the_manual_is_a_schedule() -> None:
+    (table,) = [block.strip() for block in MANUAL.split("```") if block.startswith("\n0F0")]
+    assert read_schedule_csv(table).microbatches == 2
+
+
+def test_modules_that_the_page_of_the_engine_names_exist() -> None:
+    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:\w+/)?(\w+\.py)`", page)
+    folders = [ROOT / "simulator" / "engine", ROOT / "simulator" / "lowering"]
+    assert len(named) > 10
+    assert [name for name in named if not any((folder / name).exists() for folder in folders)] == []
+
+
 def test_the_files_of_the_manual_run(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
     names = []
-    for block in text.split("```yaml\n# ")[1:]:
+    for block in MANUAL.split("```yaml\n# ")[1:]:
         name, rest = block.split("\n", 1)
         (tmp_path / name).write_text(rest.split("```")[0], encoding="utf-8")
         names.append(name)

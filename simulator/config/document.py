@@ -140,3 +140,11 @@ def _syntax_problem(error: yaml.MarkedYAMLError, name: str, text: str) -> Proble
     if any("\t" in line[: len(line) - len(line.lstrip())] for line in lines):
         mend = "indent with spaces; YAML does not take tabs"
     return place.problem("", f"not YAML: {shortened(said, 120)}", why="input files are YAML text in UTF-8", mend=mend)
+
+
+def is_file(path: Path) -> bool:
+    """Returns whether there is a file; false also where the path cannot be one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

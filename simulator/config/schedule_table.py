@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from simulator.config.document import read_text
+from simulator.config.document import is_file, read_text
 from simulator.config.form import place_of, placed
 from simulator.config.scenario_form import TABLE_ENDING
 from simulator.config.tree import Node
@@ -30,7 +30,7 @@ def read_schedule(
     if not isinstance(written, str) or not written.endswith(TABLE_ENDING):
         return written or "", []
     for file in (folder / written, Path(written)):
-        if file.is_file():
+        if is_file(file):
             break
     else:
         violation = Violation(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from simulator.config.document import read_text
+from simulator.config.document import is_file, read_text
 from simulator.config.library import shown_path
 from simulator.config.tree import Entry, Node, Place
 from simulator.errors import Problem, ScenarioError
@@ -40,7 +40,7 @@ def with_token_table(root: Node, folder: Path) -> tuple[Node, list[Problem]]:
         )
         return root, [problem]
     beside = folder / name
-    path = beside if _is_file(beside) else Path(name)
+    path = beside if is_file(beside) else Path(name)
     try:
         table = _table(read_text(path, shown_path(path)), shown_path(path))
     except ScenarioError as error:
@@ -48,13 +48,6 @@ def with_token_table(root: Node, folder: Path) -> tuple[Node, list[Problem]]:
         return root, [replace(each, violation=replace(each.violation, why=_WHY)) for each in found]
     filled = replace(tokens, value={**tokens.value, "table": Entry(key_place=entry.key_place, node=table)})
     return _replaced(root, _PATH, filled), []
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
 
 
 def _table(text: str, name: str) -> Node:

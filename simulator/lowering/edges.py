@@ -49,7 +49,11 @@ class EdgeWriter:
         return build.done()
 
     def end(self, chunks: tuple[Chunk, ...]) -> WrittenRoutine:
-        """Returns the end of the step: remaining reductions, gradient norm, update."""
+        """Returns the end of the step: from the last gradients to updated parameters.
+
+        Reductions over data that are not done yet, sums between ranks that hold the same parameters, gradient norm,
+        update; gathers of the parameters where they do not overlap the next step.
+        """
         build = self._builder("end of step")
         data, training = self.data, self.passes.training
         blocking_data = not training.overlap.dp and data.reduces_once

@@ -29,7 +29,11 @@ class Blocking:
 
 @dataclass(slots=True, kw_only=True)
 class Recorder(RoutineBuilder):
-    """Takes what a pass would write into a routine, to be written later; what memory does is not among it."""
+    """Takes what the layers of a pass would write into a routine, to be written later.
+
+    Compute, waits, events and transfers only: what memory does, and tasks of the rank alone (`aside`), belong to the
+    routine itself.
+    """
 
     writes: deque[Callable[[RoutineBuilder], None] | Blocking] = field(default_factory=deque)
     """In order."""
@@ -88,6 +92,7 @@ class Lane:
     _awaited: int | None = None
     """Event after which its last collective is done."""
     _collectives: int = 0
+    """How many have begun; numbers their events."""
 
     def __post_init__(self) -> None:
         self.recorder = Recorder(name=self.place, registry=self.build.registry, meets=self.build.meets)
@@ -98,7 +103,7 @@ class Lane:
         return bool(self.recorder.writes)
 
     def run_piece(self) -> None:
-        """Writes on up to the next collective that compute waits for, and begins that."""
+        """Waits for the last collective, writes on up to the next that compute would wait for, and begins that."""
         self.settle()
         while self.recorder.writes:
             write = self.recorder.writes.popleft()
@@ -114,6 +119,7 @@ class Lane:
             self._awaited = None
 
     def _begin(self, write: Blocking) -> None:
+        """Writes a collective on a stream of this pass, to begin when what is written so far is done."""
         place = f"{self.place} collective {self._collectives}"
         self._collectives += 1
         begun = self.build.registry.event(f"{place} can start")

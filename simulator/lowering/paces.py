@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from simulator.engine.program import OWN_PACE
 from simulator.errors import SimulatorFault
 from simulator.lowering.members import Membership, pipeline_rank_of
 from simulator.lowering.step import LoweredStep, require_countable
@@ -23,8 +24,6 @@ from simulator.parallel.layout import Axis
 from simulator.parallel.variability import Distribution, Fold, Jitter
 from simulator.schedule import PipelineSchedule
 
-UNIT_PACE = 1024
-"""The pace of a call that takes as long as it should."""
 MAX_PACE = (1 << 31) - 1
 LEAST_FACTOR = 0.1
 """Where the normal distribution is cut off."""
@@ -126,7 +125,7 @@ class Pacer:
         if self.jitter is not None and self.jitter.compute:
             draw = DISTRIBUTIONS[self.jitter.distribution]
             found = found * draw(stream, self.jitter.compute, (position.num_ranks, num_calls))[position.places]
-        paces: Paces = np.rint(found.max(axis=1) * UNIT_PACE).clip(1, MAX_PACE).astype(np.int32)
+        paces: Paces = np.rint(found.max(axis=1) * OWN_PACE).clip(1, MAX_PACE).astype(np.int32)
         return paces
 
 

@@ -1,6 +1,8 @@
 """Lowers the passes of one stage: its layers, their memory, and FSDP's gathers around them.
 
-A pass is forward, backward, or one half of backward. Two passes that a schedule joins run layer beside layer.
+A pass is forward, backward, or one half of backward. It is a row of layers in three parts each (`LayerStep`), which
+write into a routine when they are called: so what memory does can be written between them, and two passes that a
+schedule joins can run layer beside layer.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class ForwardPass:
     memory: PassMemory
     """What the pass does to memory."""
     gathered: dict[int, int]
-    """Layer position -> event after which its updated parameters are there (the first microbatch)."""
+    """Layer position -> event after which its updated parameters are there; empty but in a stage's first forward."""
     gathers_parameters: bool
     """Under zero 3, whether they are gathered for this pass; else they are still there."""
 
@@ -105,7 +107,7 @@ class BackwardPass:
     memory: PassMemory
     """What the pass does to memory."""
     finished: dict[int, int]
-    """Layer position -> event to record when its gradients are complete (the last microbatch)."""
+    """Layer position -> event to record when its gradients are complete; empty but in the last pass that makes them."""
 
     def steps(self, build: RoutineBuilder) -> Iterator[LayerStep]:
         """Yields the layers, last to first."""
@@ -150,11 +152,11 @@ class LayerStep:
     """One layer of a pass, in the parts that memory stands between."""
 
     before: Callable[[], None]
-    """Waits for what the layer needs."""
+    """Waits for what the layer needs: parameters, kept activations; begins to fetch those of the next one."""
     run: Callable[[RoutineBuilder], None]
     """Compute, and the communication of tensor, context and expert ranks."""
     after: Callable[[], None]
-    """Sends on what the layer made."""
+    """Sends away what the layer made: gradients to their reduction, kept activations to the host."""
 
 
 def lower_pass(lowered: AnyPass, build: RoutineBuilder) -> None:
@@ -175,11 +177,11 @@ def lower_pair(first: AnyPass, second: AnyPass, memory: PassMemory, build: Routi
     """Adds two passes that run overlapped, layer beside layer.
 
     While one waits for its communication, the other computes: their layers are cut at every collective that compute
-    waits for, and the pieces of the two are run in turn.
+    waits for, and the pieces of the two are run in turn. If one has more layers, its last ones run alone.
 
     Args:
-        first: the one that begins.
-        second: the other one.
+        first: the forward, which begins.
+        second: the backward.
         memory: what the pair does to memory.
         build: the routine being written; it has waited for the inputs of both.
 
@@ -205,6 +207,7 @@ def lower_pair(first: AnyPass, second: AnyPass, memory: PassMemory, build: Routi
 
 
 def _activation_copies(stage: StageCost, build: RoutineBuilder, lowering: PassLowering, place: str) -> ActivationCopies:
+    """Returns what takes the kept activations of a stage to the host and back; of no layer without such offload."""
     rules, share = lowering.memory, stage.share
     sizes = {position: int(rules.offloaded_bytes(share, position)) for position in rules.offloaded_layers(share)}
     return ActivationCopies(sizes=sizes, place=place, build=build, host=lowering.host)

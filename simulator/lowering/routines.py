@@ -1,4 +1,7 @@
-"""The routines of one pipeline rank: begin of the step, forward, backward, end of the step."""
+"""The routines of the passes on a pipeline rank: what one action of the schedule receives, computes and sends.
+
+Begin and end of the step stand in `edges`, the layers of a pass in `passes`.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +31,24 @@ from simulator.schedule import ActionKind
 
 @dataclass(slots=True)
 class RoutineWriter:
-    """Writes the routines of all pipeline ranks."""
+    """Writes the routines of the passes of all pipeline ranks."""
 
     registry: Registry
+    """Streams, events and communicators of the program."""
     meets: Callable[[Party], bool]
+    """Whether a party meets other rank classes."""
     passes: PassLowering
+    """What the passes of every stage share."""
     assumptions: Assumptions
+    """Constants."""
 
     def write(self, passes: Sequence[ChunkPass]) -> WrittenRoutine:
         """Returns the routine of one action of a schedule, or of two that are joined: receive, compute, send.
 
+        Two that are joined both begin once the inputs of both are there, and both send when both are done.
+
         Args:
-            passes: the action, or the two that are joined.
+            passes: the action, or the forward and the backward of a joined pair.
         """
         build = RoutineBuilder(name=" & ".join(each.name for each in passes), registry=self.registry, meets=self.meets)
         if len(passes) == 1:
@@ -67,7 +76,13 @@ class RoutineWriter:
         return build.done()
 
     def _pass(self, wanted: ChunkPass, build: RoutineBuilder, place: str) -> AnyPass:
-        """Returns the pass of a stage, once the routine has received what it needs."""
+        """Writes the message that a pass begins with, and returns the pass, of which nothing is written yet.
+
+        Args:
+            wanted: the action.
+            build: the routine being written.
+            place: name of the stage in the routine, for events.
+        """
         chunk, kind, turn, rules = wanted.chunk, wanted.kind, wanted.turn, self.passes.memory
         keeps_output = not self.assumptions.free_sent_activations and chunk.next is not None
         memory = rules.passed(chunk.cost.share, kind, turn, keeps_output=keeps_output)
@@ -100,7 +115,7 @@ class RoutineWriter:
             self._send(build, done.chunk, done.chunk.previous, Message.GRADIENT)
 
     def _gathered_before(self, chunk: Chunk) -> dict[int, int]:
-        """Layer position -> event after which its updated parameters are there."""
+        """Layer position -> event after which its updated parameters are there: of the first layer of each bucket."""
         data, stage = self.passes.data, chunk.cost
         if not data.gathers_at_begin:
             return {}
@@ -123,7 +138,10 @@ class RoutineWriter:
         }
 
     def _reduce_beside(self, done: ChunkPass, lowered: AnyPass, build: RoutineBuilder) -> None:
-        """Reduces the gradients of a stage, bucket by bucket, beside the pass that completes them."""
+        """Reduces the gradients of a stage, bucket by bucket, beside the pass that completes them.
+
+        What the optimizer updates on the host is sent down behind each reduction.
+        """
         chunk, data, offload = done.chunk, self.passes.data, self.passes.training.offload.optimizer != "none"
         overlaps = self.passes.training.overlap.dp and data.reduces_once
         if not (done.completes_gradients and overlaps and isinstance(lowered, BackwardPass)):
@@ -146,6 +164,7 @@ class RoutineWriter:
                 send_gradients_down(bucket, build, self.passes.host, waits=waits, name=name)
 
     def _receive(self, build: RoutineBuilder, chunk: Chunk, source: int | None, what: Message, place: str) -> None:
+        """Makes compute wait for a message of the neighbouring stage, if there is one and it is on another rank."""
         if source is None or source == chunk.rank:
             return
         transfers = self.passes.data.transfers
@@ -163,6 +182,7 @@ class RoutineWriter:
             build.blocking(gather, party=Group.TENSOR, category=Category.TENSOR)
 
     def _send(self, build: RoutineBuilder, chunk: Chunk, target: int | None, what: Message) -> None:
+        """Sends a message to such a stage; beside the compute that follows, if the recipe overlaps it."""
         if target is None or target == chunk.rank:
             return
         exchange = self.passes.data.transfers.message(self._message_bytes, chunk.rank, target, Direction.SEND)
@@ -182,10 +202,12 @@ class RoutineWriter:
 
     @property
     def _scatters_messages(self) -> bool:
+        """Whether each tensor rank sends its share of a message, which the receivers gather (E4.15)."""
         degrees = self.passes.data.transfers.mesh.degrees
         return bool(self.assumptions.scatter_gather and degrees.sequence < degrees.tp)
 
     @property
     def _message_bytes(self) -> int:
+        """What one rank sends to the next stage."""
         tp = self.passes.data.transfers.mesh.degrees.tp
         return -(-self.passes.boundary_bytes // tp) if self._scatters_messages else self.passes.boundary_bytes

@@ -74,7 +74,9 @@ def stage_profile(scenario: Scenario, *, costs: StageCosts, mesh: DeviceMesh) ->
     timer = PassTimer(costs, mesh=mesh, layout=layout, training=scenario.training, assumptions=assumptions)
     times = [timer.stage(stage) for stage in costs.stages]
     kept = [_kept(costs, stage) for stage in range(len(costs.stages))]
-    activation = np.array([held for held, _ in kept], dtype=np.float64)
+    # Gradients of gathered outputs wait for W as well: they may be more than what goes at I.
+    activation = np.array([max(both) for both in kept], dtype=np.float64)
+    waiting = np.array([waits for _, waits in kept], dtype=np.float64)
     hops = [timer.message_s(costs, rank, rank + 1) for rank in range(layout.pp - 1)]
     return StageProfile(
         forward=np.array([each.forward_s for each in times]),
@@ -82,14 +84,13 @@ def stage_profile(scenario: Scenario, *, costs: StageCosts, mesh: DeviceMesh) ->
         backward_weight=np.array([each.weight_s for each in times]),
         hop=max(hops, default=0.0),
         activation=activation,
-        freed_by_input=np.array([freed for _, freed in kept]),
+        freed_by_input=1 - waiting / np.maximum(activation, 1),
         limit=_room(scenario, costs),
     )
 
 
-def _kept(costs: StageCosts, stage: int) -> tuple[int, float]:
-    """Returns the bytes that a forward pass of a stage leaves in memory, and the share that the backward of inputs
-    frees of them."""
+def _kept(costs: StageCosts, stage: int) -> tuple[int, int]:
+    """Returns the bytes that a forward pass of a stage leaves in memory, and those that wait for W after I."""
     rules, share = costs.memory, costs.stages[stage].share
     keeps = not rules.assumptions.free_sent_activations and stage < len(costs.stages) - 1
     held, left = (
@@ -99,7 +100,7 @@ def _kept(costs: StageCosts, stage: int) -> tuple[int, float]:
             rules.backward_input(share, first=False, last=False, keeps_output=keeps),
         )
     )
-    return int(held), min(1.0, max(0.0, -left / held)) if held else 0.0
+    return int(held), int(held + left)
 
 
 def limit_violations(scenario: Scenario) -> tuple[Violation, ...]:

@@ -40,6 +40,7 @@ from simulator.parallel.training import Training
 from simulator.schedule import PipelineSchedule
 
 NUM_DIRECTIONS = 2
+"""Resources of a port: out and in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -161,14 +162,23 @@ class _StepLowering:
     """What the parts of a step's program are made from, and the routines written so far."""
 
     costs: StageCosts
+    """Prices of the stages."""
     schedule: PipelineSchedule
+    """Order of actions."""
     mesh: DeviceMesh
+    """Groups and places."""
     members: Membership
+    """Rank classes."""
     registry: Registry
+    """Streams, events and communicators of the program."""
     writer: RoutineWriter
+    """Writes the routines of passes."""
     edges: EdgeWriter
+    """Writes those of begin and end."""
     routines: list[WrittenRoutine] = field(default_factory=list)
+    """Those that have been asked for."""
     numbers: dict[object, int] = field(default_factory=dict)
+    """What a routine depends on -> its place among them."""
 
     def calls(self, rank: int) -> npt.NDArray[np.int32]:
         """Returns the calls of one pipeline rank: one for each action, or joined pair, between begin and end.
@@ -202,6 +212,7 @@ class _StepLowering:
         return self.numbers[key]
 
     def _chunks(self, rank: int) -> tuple[Chunk, ...]:
+        """Returns the stages of a pipeline rank with their neighbours."""
         schedule = self.schedule
 
         def holder(stage: int | None) -> int | None:
@@ -290,5 +301,6 @@ class _StepLowering:
         ] + host
 
     def resident(self, rank: int) -> tuple[Held, ...]:
+        """Returns what a pipeline rank holds outside any microbatch."""
         shares = [self.costs.stages[stage].share for stage in self.schedule.model_stages_of(rank)]
         return resident(self.costs.memory, shares)

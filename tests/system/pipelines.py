@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from simulator.engine import Communicator, EventSlot, Program, RankClass, Routine, Task
-from simulator.schedule import ActionKind, PipelineSchedule
+from simulator.schedule import Action, ActionKind, PipelineSchedule
 
 COMPUTE = 0
 NUM_WAYS = 4
@@ -87,3 +87,23 @@ def _boundaries(stage: int) -> tuple[int, int, int, int]:
     """Communicators of a stage: activations in and out, gradients in and out; boundary b lies before stage b."""
     before, after = stage, stage + 1
     return 2 * before, 2 * after, 2 * after + 1, 2 * before + 1
+
+
+def actions_of_calls(schedule: PipelineSchedule, rank: int) -> list[tuple[Action, ...]]:
+    """The actions of each call of a rank between the begin and the end of the step: one, or a joined pair."""
+    actions = schedule.actions(rank)
+    return [(action, next(actions)) if action.joined else (action,) for action in actions]
+
+
+def source_of(schedule: PipelineSchedule, action: Action) -> int | None:
+    """The stage from which an action gets its activation or gradient; None: it gets none."""
+    if action.kind is ActionKind.FORWARD:
+        return schedule.previous(action.stage)
+    return None if action.kind is ActionKind.BACKWARD_WEIGHT else schedule.next(action.stage)
+
+
+def target_of(schedule: PipelineSchedule, action: Action) -> int | None:
+    """The stage to which an action hands on its activation or gradient; None: to none."""
+    if action.kind is ActionKind.FORWARD:
+        return schedule.next(action.stage)
+    return None if action.kind is ActionKind.BACKWARD_WEIGHT else schedule.previous(action.stage)

@@ -211,7 +211,7 @@ def test_every_piece_of_compute_is_done_once_for_each_microbatch(scenario: Scena
     compute = CATEGORIES.index(Category.COMPUTE)
     for rank in range(simulated.schedule.pp):
         wanted_s = 0.0
-        for stage in simulated.schedule.stages_of(rank):
+        for stage in simulated.schedule.model_stages_of(rank):
             cost = simulated.costs.stages[stage]
             for place, layer in enumerate(cost.layers):
                 choice = choice_at(cost, place, scenario.training)
@@ -223,7 +223,8 @@ def test_every_piece_of_compute_is_done_once_for_each_microbatch(scenario: Scena
                     wanted_s += forward_s * (1 + again) + parts_s + sum(part.backward_s for part in _pieces(block))
         done_s = int(simulated.timeline.busy_ps[rank, compute]) / PICOSECONDS_PER_SECOND
         rounding_s = simulated.timeline.events / PICOSECONDS_PER_SECOND
-        assert done_s == pytest.approx(wanted_s * simulated.schedule.microbatches, rel=1e-9, abs=rounding_s)
+        microbatches = simulated.schedule.microbatches_per_direction
+        assert done_s == pytest.approx(wanted_s * microbatches, rel=1e-9, abs=rounding_s)
 
 
 @often

@@ -15,9 +15,9 @@ from simulator.parallel.degrees import resolve_degrees
 from simulator.parallel.groups import Digits
 from simulator.parallel.layout import Axis
 from simulator.parallel.mesh import DeviceMesh, Group, build_mesh
-from simulator.schedule import ActionKind
 from simulator.simulate import run_steps
 from tests.system.jobs import scenarios, tiny, tiny_model
+from tests.system.pipelines import actions_of_calls, source_of, target_of
 
 often = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -65,14 +65,19 @@ def test_every_message_is_booked_on_the_tier_between_its_ranks(scenario: Scenari
     simulated = run_steps(scenario)
     mesh, schedule, step = simulated.mesh, simulated.schedule, simulated.step
     for rank, rank_class in enumerate(step.program.classes):
-        for (routine, _), action in zip(rank_class.calls[1:-1].tolist(), schedule.actions(rank), strict=True):
-            onward = 1 if action.kind is ActionKind.FORWARD else -1
-            for exchange in step.exchanges[routine]:
-                if exchange.axis == "pp":
-                    way = onward if exchange.direction is Direction.SEND else -onward
-                    hop = mesh.pipeline_hop(rank, schedule.stage_to_rank[action.stage + way])
-                    crossed = [tier for tier, count in enumerate(exchange.traffic.tier_bytes) if count]
-                    assert crossed == [hop.tier]
+        calls = zip(rank_class.calls[1:-1, 0].tolist(), actions_of_calls(schedule, rank), strict=True)
+        for routine, actions in calls:
+            for direction, other_end in ((Direction.SEND, target_of), (Direction.RECEIVE, source_of)):
+                stages = [other_end(schedule, action) for action in actions]
+                others = [schedule.stage_to_rank[stage] for stage in stages if stage is not None]
+                crossed = [
+                    tier
+                    for exchange in step.exchanges[routine]
+                    if exchange.axis == "pp" and exchange.direction is direction
+                    for tier, count in enumerate(exchange.traffic.tier_bytes)
+                    if count
+                ]
+                assert crossed == [mesh.pipeline_hop(rank, other).tier for other in others if other != rank]
 
 
 @often
