@@ -90,7 +90,7 @@ def lower_step(
     members = folded_members(mesh) if members is None else members
     registry = Registry()
     registry.streams.number(COMPUTE_STREAM)
-    transfers = Transfers(mesh)
+    transfers = Transfers(mesh, assumptions.collectives)
     passes = PassLowering(
         layers=LayerLowering(
             transfers=transfers,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from simulator.cost.collectives import Collective, Traffic, price_collective, price_ring, price_send
 from simulator.lowering.builder import Direction, Exchange
+from simulator.parallel.collective_choice import AS_THE_LIBRARY, CollectiveChoice
 from simulator.parallel.groups import GroupShape, Lane, TierShape
 from simulator.parallel.mesh import DeviceMesh, Group
 
@@ -27,13 +28,16 @@ class Transfers:
     """Collectives by group, payload and kind; equal ones are priced once."""
 
     mesh: DeviceMesh
+    choice: CollectiveChoice = AS_THE_LIBRARY
     _priced: dict[tuple[Group, Collective, int], Exchange | None] = field(default_factory=dict)
 
     def collective(self, group: Group, collective: Collective, payload_bytes: int) -> Exchange | None:
         """Returns a collective on a group of the mesh; None if the group has one rank or the payload is nothing."""
         key = (group, collective, payload_bytes)
         if key not in self._priced:
-            traffic = price_collective(collective, payload_bytes, self.mesh.shapes[group], self.mesh.cluster)
+            traffic = price_collective(
+                collective, payload_bytes, self.mesh.shapes[group], self.mesh.cluster, self.choice
+            )
             self._priced[key] = _both_ways(self._axis(group), traffic)
         return self._priced[key]
 
@@ -77,7 +81,7 @@ class Transfers:
             for tier in self.mesh.cluster.tiers
         )
         traffic = price_collective(
-            Collective.ALL_REDUCE, payload_bytes, GroupShape(size=2, tiers=tiers), self.mesh.cluster
+            Collective.ALL_REDUCE, payload_bytes, GroupShape(size=2, tiers=tiers), self.mesh.cluster, self.choice
         )
         return _both_ways(axis, traffic)
 

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from simulator.model.kernels import CrossEntropy, ExpertWeighting, Kernels
+from simulator.parallel.collective_choice import Algorithm, Collective, CollectiveChoice, Protocol
 from simulator.units import Bytes, Seconds
 
 GIB = 1 << 30
@@ -172,6 +173,20 @@ class Assumptions(BaseModel):
         4,
         description="Chunks of a GEMM that overlaps its tensor collective (Transformer Engine userbuffers).",
     )
+    collective_algorithm: Algorithm = Field(
+        Algorithm.AUTO,
+        description="auto: as NCCL would choose (E4.8), on TPUs the fastest. A fixed one holds on every group on which it "
+        "can run (NCCL_ALGO).",
+    )
+    collective_algorithms: dict[Collective, Algorithm] = Field(
+        {}, description="The same for one collective, for example {all-reduce: tree}; goes before the one for all."
+    )
+    collective_protocol: Protocol = Field(
+        Protocol.AUTO, description="auto: as NCCL would choose among ll, ll128 and simple (E4.8, NCCL_PROTO)."
+    )
+    in_network_reduction: bool = Field(
+        True, description="Switches that can reduce do so where NCCL would use them; false: never (NCCL_NVLS_ENABLE=0)."
+    )
     sustained_compute: Annotated[float, Field(ge=0.01, le=1)] = Field(
         0.86,
         description="Rate of GEMM and attention kernels inside a training step over that of the same kernels alone "
@@ -181,6 +196,16 @@ class Assumptions(BaseModel):
     step_overhead: Annotated[Seconds, Field(le=1e5)] = Field(
         0.0, description="Host time of a step that nothing hides (logging, data loading)."
     )
+
+    @property
+    def collectives(self) -> CollectiveChoice:
+        """What is fixed of how collectives run."""
+        return CollectiveChoice(
+            algorithm=self.collective_algorithm,
+            algorithms=self.collective_algorithms,
+            protocol=self.collective_protocol,
+            in_network=self.in_network_reduction,
+        )
 
     @property
     def kernels(self) -> Kernels:

@@ -1,0 +1,50 @@
+"""Coefficients of the measured time of a collective, from the `calibration:` of the tiers of a cluster.
+
+    launch_s                       time of any collective before its first step (innermost tier)
+    step_scale                     time of a step over NCCL's constant for it (each tier)
+    hand_over_s                    time to hand over one piece of a message (each tier)
+    tail_sends                     messages that a ring's last, local copy lasts as long as (innermost tier)
+    exchange_tail_sends            the same of an all-to-all's copy of its own part (innermost tier)
+    tuner_switch_fraction          what NCCL believes of reducing switches, see `library` (innermost tier)
+    dispatch_..., combine_..., token_port_fraction: kernels of experts, see `experts.TokenKernel` (innermost tier)
+
+Without them NCCL's own constants hold (E4.8), and for other libraries latency and bandwidth of the tier as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from simulator.cluster.cluster import Cluster, Tier
+
+COLLECTIVE_COEFFICIENTS = ("launch_s", "step_scale", "hand_over_s", "tail_sends", "exchange_tail_sends")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Coefficients of a cluster's library."""
+
+    launch_s: float | None
+    """None: NCCL's base latency of the algorithm and protocol."""
+    tail_sends: float
+    exchange_tail_sends: float
+
+
+def measured(cluster: Cluster) -> Measured:
+    """Returns what the innermost tier says of the library's kernels."""
+    given = cluster.tiers[0].calibration
+    return Measured(
+        launch_s=given.get("launch_s"),
+        tail_sends=given.get("tail_sends", 0.0),
+        exchange_tail_sends=given.get("exchange_tail_sends", 0.0),
+    )
+
+
+def step_scale(tier: Tier) -> float:
+    """Returns the time of a step over NCCL's constant for it."""
+    return tier.calibration.get("step_scale", 1.0)
+
+
+def hand_over_s(tier: Tier) -> float:
+    """Returns the time to hand over one piece of a message."""
+    return tier.calibration.get("hand_over_s", 0.0)
