@@ -175,8 +175,8 @@ class Assumptions(BaseModel):
     )
     collective_algorithm: Algorithm = Field(
         Algorithm.AUTO,
-        description="auto: as NCCL would choose (E4.8), on TPUs the fastest. A fixed one holds on every group on which it "
-        "can run (NCCL_ALGO).",
+        description="auto: as NCCL would choose (E4.8), on TPUs the fastest. A fixed one (NCCL_ALGO) holds on every "
+        "group on which it can run.",
     )
     collective_algorithms: dict[Collective, Algorithm] = Field(
         {}, description="The same for one collective, for example {all-reduce: tree}; goes before the one for all."

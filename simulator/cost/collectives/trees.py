@@ -71,7 +71,7 @@ def tree_all_reduce(domains: Sequence[Sequence[int]], payload_bytes: int) -> Ste
     runs = [
         in_turn(
             _chains(domains, rail, chunk, sizes[chunk], down=False),
-            _tree([domain[rail] for domain in domains], above, chunk, sizes[chunk]),
+            tree_over([domain[rail] for domain in domains], above, chunk, sizes[chunk]),
             _chains(domains, rail, chunk, sizes[chunk], down=True),
         )
         for rail in range(rails)
@@ -91,7 +91,8 @@ def _chains(domains: Sequence[Sequence[int]], rail: int, chunk: int, size: int, 
     )
 
 
-def _tree(members: Sequence[int], above: NDArray[np.int64], chunk: int, size: int) -> Steps:
+def tree_over(members: Sequence[int], above: NDArray[np.int64], chunk: int, size: int) -> Steps:
+    """Returns the sum of one chunk up a tree over `members` and back down, level by level."""
     levels: dict[int, list[int]] = {}
     for place in range(len(members)):
         level, at = 0, place

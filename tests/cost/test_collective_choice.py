@@ -1,0 +1,395 @@
+"""What NCCL would choose, what a user may fix, what the choice costs, and what it takes from compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from simulator.cluster import Cluster, build_cluster
+from simulator.cluster.profiles import load_profile
+from simulator.config.library import Kind, builtin_path
+from simulator.cost.collectives import (
+    Algorithm,
+    Collective,
+    CollectiveChoice,
+    Protocol,
+    Traffic,
+    ports_of,
+    price_collective,
+    price_send,
+    time_alone_s,
+)
+from simulator.cost.collectives.experts import (
+    Routing,
+    distinct_groups,
+    kernel_of,
+    price_tokens,
+    reached_nodes,
+    token_bytes,
+)
+from simulator.cost.collectives.interference import interference_of
+from simulator.cost.collectives.library import tuner_latency_s
+from simulator.cost.collectives.volumes import volume_of
+from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.groups import GroupShape, shape_of
+from simulator.parallel.layout import Layout
+from simulator.parallel.mesh import build_mesh
+from tests.cost.networks import fast_tier, machine_of, torus, whole
+from tests.oracles import Record, each, records
+from tests.parallel.jobs import degrees
+
+MIB = 1 << 20
+GIB = 1 << 30
+PROTOCOLS = {"LL": Protocol.LL, "LL128": Protocol.LL128, "Simple": Protocol.SIMPLE}
+
+
+def _node(profile: str, ranks: int = 8) -> tuple[Cluster, GroupShape]:
+    cluster = build_cluster(load_profile(profile), 8)
+    return cluster, shape_of(((ranks, 1),), cluster, (8,), ((),))
+
+
+def _many(profile: str, devices: int) -> tuple[Cluster, GroupShape]:
+    cluster = build_cluster(load_profile(profile), devices)
+    return cluster, whole(cluster)
+
+
+def _price(
+    collective: Collective, payload_bytes: int, on: tuple[Cluster, GroupShape], **fixed: Any
+) -> tuple[Traffic, float]:
+    cluster, shape = on
+    traffic = price_collective(collective, payload_bytes, shape, cluster, CollectiveChoice(**fixed))
+    assert traffic is not None
+    return traffic, time_alone_s(traffic, ports_of(cluster))
+
+
+# NCCL's own model (E4.8).
+
+
+@each("collectives", "comm.nccl_latency.")
+def test_the_tuner_counts_steps_inside_and_between_nodes(record: Record) -> None:
+    inputs = record.inputs
+    inside = inputs["ranks"] // inputs["nodes"]
+    tiers = [fast_tier("nvlink", inside)]
+    if inputs["nodes"] > 1:
+        tiers.append(fast_tier("network", inputs["ranks"]))
+    cluster = machine_of(*tiers)
+    algorithm = Algorithm(inputs["algorithm"])
+    volume = volume_of(algorithm, Collective.ALL_REDUCE, 1, whole(cluster), cluster, chains=True)
+    assert volume is not None
+    assert record.agrees_with(tuner_latency_s(algorithm, PROTOCOLS[inputs["protocol"]], volume) * 1e6)
+
+
+@pytest.mark.parametrize(("profile", "fewest"), [("h200-superpod", 5), ("b200-superpod", 6)])
+def test_switches_reduce_from_as_many_ranks_on_as_nccl_is_seen_to_use_them(profile: str, fewest: int) -> None:
+    """Large all-reduces on Hopper and Blackwell nodes: the bus bandwidth leaves the ring's at 5 and 6 ranks.
+
+    Source: Machine Learning Engineering, network chapter (github.com/stas00/ml-engineering).
+    """
+    chosen = [_price(Collective.ALL_REDUCE, 16 * GIB, _node(profile, ranks))[0].algorithm for ranks in range(2, 9)]
+    assert chosen == [Algorithm.RING] * (fewest - 2) + [Algorithm.NVLS] * (9 - fewest)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "bus_gb_per_s", "ring_gb_per_s"),
+    [(4, 363.3, 363.3), (5, 414.2, 364.4), (6, 435.6, 365.1), (7, 460.0, 365.7), (8, 473.1, 365.6)],
+)
+def test_hopper_reaches_its_published_bus_bandwidth(ranks: int, bus_gb_per_s: float, ring_gb_per_s: float) -> None:
+    """Fitted on other measurements; the same source."""
+    for in_network, expected in ((True, bus_gb_per_s), (False, ring_gb_per_s)):
+        _, seconds = _price(Collective.ALL_REDUCE, 16 * GIB, _node("h200-superpod", ranks), in_network=in_network)
+        assert 2 * (ranks - 1) / ranks * 16 * GIB / seconds == pytest.approx(expected * 1e9, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("size", "bus_gb_per_s"),
+    [(GIB // 2, 326.9), (GIB, 361.99), (2 * GIB, 372.42), (4 * GIB, 377.34), (16 * GIB, 381.8)],
+)
+def test_four_b200_nodes_reach_their_published_bus_bandwidth(size: int, bus_gb_per_s: float) -> None:
+    """All-reduce over 8 x 400 Gb/s a node; no coefficient was fitted to it. The same source."""
+    _, seconds = _price(Collective.ALL_REDUCE, size, _many("b200-superpod", 32))
+    assert 2 * 31 / 32 * size / seconds == pytest.approx(bus_gb_per_s * 1e9, rel=0.1)
+
+
+def test_short_messages_take_low_latency_and_long_ones_bandwidth() -> None:
+    node = _node("a100-superpod")
+    chosen = [_price(Collective.ALL_GATHER, size, node)[0].protocol for size in (1024, 4 * MIB, GIB)]
+    assert chosen == [Protocol.LL, Protocol.LL128, Protocol.SIMPLE]
+
+
+def test_short_all_reduces_over_many_nodes_take_trees_and_long_ones_rings() -> None:
+    many = _many("a100-superpod", 512)
+    chosen = [_price(Collective.ALL_REDUCE, size, many)[0].algorithm for size in (MIB, 16 * GIB)]
+    assert chosen == [Algorithm.TREE, Algorithm.RING]
+
+
+def test_what_is_fixed_holds() -> None:
+    node = _node("h100-superpod")
+    traffic, _ = _price(Collective.ALL_REDUCE, GIB, node, algorithm=Algorithm.TREE, protocol=Protocol.LL128)
+    assert (traffic.algorithm, traffic.protocol) == (Algorithm.TREE, Protocol.LL128)
+    one = {"algorithm": Algorithm.RING, "algorithms": {Collective.ALL_REDUCE: Algorithm.NVLS}}
+    assert _price(Collective.ALL_REDUCE, 1024, node, **one)[0].algorithm is Algorithm.NVLS
+    assert _price(Collective.ALL_GATHER, 1024, node, **one)[0].algorithm is Algorithm.RING
+
+
+def test_an_algorithm_that_cannot_run_leaves_the_choice_to_the_library() -> None:
+    apart = _many("h100-superpod", 64)
+    assert _price(Collective.ALL_REDUCE, GIB, apart, algorithm=Algorithm.NVLS) == _price(
+        Collective.ALL_REDUCE, GIB, apart
+    )
+    axis = torus(8)
+    assert _price(Collective.ALL_GATHER, GIB, (axis, whole(axis)), algorithm=Algorithm.RING)[0].algorithm is (
+        Algorithm.HIERARCHICAL
+    )
+
+
+def test_assumptions_say_what_is_fixed() -> None:
+    given = Assumptions.model_validate(
+        {
+            "collective_algorithm": "ring",
+            "collective_algorithms": {"all-reduce": "tree"},
+            "collective_protocol": "simple",
+        }
+    ).collectives
+    assert given.of(Collective.ALL_REDUCE) is Algorithm.TREE
+    assert given.of(Collective.ALL_GATHER) is Algorithm.RING
+    assert given.protocol is Protocol.SIMPLE
+    assert given.in_network
+    assert Assumptions().collectives == CollectiveChoice(algorithms={})
+
+
+# Volumes and times of algorithms that only a choice brings out.
+
+
+@each("collectives", "comm.steps.halving_doubling.")
+def test_halving_and_doubling_takes_two_logarithms_of_steps(record: Record) -> None:
+    cluster = machine_of(fast_tier("switch", record.inputs["ranks"]))
+    volume = volume_of(Algorithm.HALVING_DOUBLING, Collective.ALL_REDUCE, 1, whole(cluster), cluster)
+    assert volume is not None
+    assert record.agrees_with(sum(volume.tier_steps))
+
+
+@each("collectives", "comm.time.all_reduce.halving_doubling.")
+def test_halving_and_doubling_takes_its_alpha_beta_time(record: Record) -> None:
+    inputs = record.inputs
+    cluster = machine_of(
+        fast_tier("switch", inputs["ranks"], bytes_per_s=inputs["bytes_per_s"], latency_s=inputs["alpha_s"])
+    )
+    _, seconds = _price(
+        Collective.ALL_REDUCE, inputs["payload_bytes"], (cluster, whole(cluster)), algorithm=Algorithm.HALVING_DOUBLING
+    )
+    assert record.agrees_with(seconds)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        pytest.param(pair, id=pair[0].id)
+        for pair in zip(
+            records("collectives", "comm.sent.nvls_all_reduce."),
+            records("collectives", "comm.speedup.nvls_over_ring."),
+            strict=True,
+        )
+    ],
+)
+def test_reducing_switches_take_less_from_a_rank_than_a_ring(pair: tuple[Record, Record]) -> None:
+    sent, speedup = pair
+    ranks = sent.inputs["ranks"]
+    cluster = machine_of(fast_tier("nvlink", ranks, latency_s=0.0, in_network_reduction="true"))
+    payload = ranks * MIB
+    switches, ring = (
+        _price(Collective.ALL_REDUCE, payload, (cluster, whole(cluster)), algorithm=algorithm)
+        for algorithm in (Algorithm.NVLS, Algorithm.RING)
+    )
+    assert sent.agrees_with(switches[0].sent_bytes / payload)
+    assert speedup.agrees_with(ring[1] / switches[1])
+
+
+def test_switches_of_the_network_halve_what_leaves_a_node() -> None:
+    cluster = machine_of(fast_tier("nvlink", 8), fast_tier("fabric", 64, in_network_reduction="true"))
+    fabric, ring = (
+        _price(Collective.ALL_REDUCE, 64 * MIB, (cluster, whole(cluster)), algorithm=algorithm)[0]
+        for algorithm in (Algorithm.SHARP, Algorithm.HIERARCHICAL)
+    )
+    # S/8 up, against twice 7/8 of it.
+    assert fabric.tier_bytes[1] == 8 * MIB
+    assert ring.tier_bytes[1] == 14 * MIB
+    assert fabric.tier_bytes[0] == ring.tier_bytes[0]
+
+
+def test_a_ring_over_two_nodes_sends_nearly_twice_what_rings_inside_and_between_do() -> None:
+    """15/16 of S/8 against 1/2 of it (E4.5): NCCL's bus bandwidth on two nodes is that of the network ports."""
+    cluster = machine_of(fast_tier("nvlink", 8), fast_tier("network", 16))
+    ring, nested = (
+        _price(Collective.ALL_GATHER, 16 * MIB, (cluster, whole(cluster)), algorithm=algorithm)[0].tier_bytes[1]
+        for algorithm in (Algorithm.RING, Algorithm.HIERARCHICAL)
+    )
+    assert (ring, nested) == (15 * MIB // 8, MIB)
+
+
+@each("collectives", "comm.torus.arithmetic_intensity.")
+def test_a_gather_on_one_axis_hides_under_enough_tokens(record: Record) -> None:
+    """Tokens a device for which 2 FLOPs a parameter and token take as long as the gather of 2 bytes a parameter."""
+    inputs = record.inputs
+    ring, parameters = 16, 10**9
+    one_way = inputs["ici_bidirectional_bytes_per_s"] / 2
+    axis = machine_of(
+        fast_tier("ici", ring, bytes_per_s=one_way, latency_s=0.0, kind="torus", dims=[str(ring)], wrap=["true"])
+    )
+    _, seconds = _price(Collective.ALL_GATHER, 2 * parameters, (axis, whole(axis)))
+    # The book drops the factor (n - 1)/n.
+    tokens = seconds * ring / (ring - 1) * inputs["flops_per_s"] / (2 * parameters)
+    assert tokens == pytest.approx(record.expected, rel=1e-9)
+
+
+@each("collectives", "comm.cp.all_gather_forward.")
+def test_gathering_keys_and_values_sends_what_the_ring_does(record: Record) -> None:
+    inputs = record.inputs
+    attention = _model(inputs["model"])
+    width = attention["kv_heads"] * attention["head_dim"]
+    cluster = machine_of(fast_tier("switch", inputs["cp"]))
+    traffic, _ = _price(Collective.ALL_GATHER, 2 * inputs["seq"] * width * 2, (cluster, whole(cluster)))
+    assert record.agrees_with(traffic.sent_bytes)
+
+
+def _model(name: str) -> dict[str, Any]:
+    path = builtin_path(Kind.MODELS, name)
+    assert path is not None
+    spec: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return spec
+
+
+# Times with measured coefficients.
+
+
+def test_an_all_gather_of_an_h100_node_is_launch_steps_hand_over_and_bytes() -> None:
+    """Worked: 256 MiB, ring, Simple, with the coefficients of the profile."""
+    cluster, shape = _node("h100-superpod")
+    inner = cluster.tiers[0]
+    coefficients = inner.calibration
+    moved = 7 / 8 * (256 * MIB) * (1 + coefficients["tail_sends"] / 7)
+    seconds = moved / (450e9 * inner.efficiency)
+    expected = coefficients["launch_s"] + 7 * coefficients["step_scale"] * 3.4e-6
+    expected += 2 * (coefficients["hand_over_s"] * seconds) ** 0.5 + seconds
+    assert _price(Collective.ALL_GATHER, 256 * MIB, (cluster, shape))[1] == pytest.approx(expected, rel=1e-6)
+    # Measured: 729.3 us (NCCL 2.29.2).
+    assert expected == pytest.approx(729.3e-6, rel=0.05)
+
+
+def test_low_latency_halves_bandwidth_and_hands_nothing_over() -> None:
+    node = _node("h100-superpod", 2)
+    short, long = (_price(Collective.ALL_GATHER, size, node, protocol=Protocol.LL)[1] for size in (MIB, 2 * MIB))
+    cluster, _ = node
+    coefficients = cluster.tiers[0].calibration
+    rate = 450e9 * cluster.tiers[0].efficiency / 2
+    assert long - short == pytest.approx((1 + coefficients["tail_sends"]) * MIB / 2 / rate, rel=1e-4)
+
+
+def test_a_message_over_a_network_waits_for_launch_and_hand_over() -> None:
+    cluster = build_cluster(load_profile("h100-superpod"), 64)
+    mesh = build_mesh(Layout(tp=8, pp=8), degrees(tp=8, pp=8), cluster)
+    traffic = price_send(1, mesh.pipeline_hop(0, 1), cluster)
+    launch = cluster.tiers[0].calibration["launch_s"]
+    # Simple takes 14.0 - 2.7 us more a network step than the LL step for which the tier's latency stands.
+    assert traffic.latency_s == pytest.approx(launch + cluster.tiers[1].latency_s + 11.3e-6)
+
+
+# What kernels take from compute (E4.17).
+
+
+def test_a_gather_takes_multiprocessors_by_its_rate() -> None:
+    accelerator = build_cluster(load_profile("h100-superpod"), 8).accelerator
+    taken = interference_of(Collective.ALL_GATHER, 390_000_000_000, 1.0, accelerator, uses_multiprocessors=True)
+    assert taken.multiprocessors_fraction == 17 / 132
+    assert taken.memory_fraction == pytest.approx(2 * 390 / 3350)
+    assert taken.compute_rate == pytest.approx(1 - 17 / 132)
+
+
+def test_interference_lies_where_others_have_stored_it() -> None:
+    """calculon: 15 % of the processor for NVLink, 2 % for a network."""
+    inside, _ = _price(Collective.ALL_GATHER, GIB, _node("h100-superpod"))
+    cluster = build_cluster(load_profile("h100-superpod"), 64)
+    apart = shape_of(((8, 8),), cluster, (8, 64), ((), ()))
+    outside, _ = _price(Collective.ALL_GATHER, GIB, (cluster, apart))
+    assert inside.interference.multiprocessors_fraction == pytest.approx(0.15, abs=0.04)
+    assert outside.interference.multiprocessors_fraction == pytest.approx(0.02, abs=0.005)
+    assert inside.interference.memory_fraction > 5 * outside.interference.memory_fraction
+
+
+def test_links_that_copy_by_themselves_take_no_multiprocessors() -> None:
+    axis = torus(8)
+    traffic, _ = _price(Collective.ALL_GATHER, GIB, (axis, whole(axis)))
+    assert traffic.interference.multiprocessors_fraction == 0
+    assert traffic.interference.memory_fraction > 0
+
+
+def test_tiny_and_huge_collectives_keep_to_the_channels_that_there_are() -> None:
+    accelerator = build_cluster(load_profile("h100-superpod"), 8).accelerator
+    few, many = (
+        interference_of(Collective.SEND, sent, 1.0, accelerator, uses_multiprocessors=True) for sent in (1, 10**13)
+    )
+    assert (few.multiprocessors_fraction, many.multiprocessors_fraction) == (2 / 132, 32 / 132)
+    assert many.memory_fraction == 1
+
+
+# Experts.
+
+
+@each("collectives", "comm.ep.distinct.")
+def test_tokens_reach_distinct_groups_of_experts(record: Record) -> None:
+    inputs = record.inputs
+    routing = Routing(experts=inputs["experts"], top_k=inputs["top_k"])
+    assert record.agrees_with(distinct_groups(inputs["groups"], routing))
+
+
+@each("collectives", "comm.ep.node_limited.")
+def test_a_router_limits_the_nodes_that_a_token_goes_to(record: Record) -> None:
+    inputs = record.inputs
+    limited = Routing(experts=256, top_k=8, max_nodes=inputs["max_nodes"])
+    assert record.agrees_with(reached_nodes(8, limited) * inputs["hidden"] * inputs["bytes_per_element"])
+    # No limit where a token reaches fewer nodes anyway: two.
+    assert reached_nodes(2, limited) == distinct_groups(2, limited)
+
+
+@each("collectives", "comm.ep.fp8_scales.")
+def test_a_token_in_fp8_carries_its_scales(record: Record) -> None:
+    assert record.agrees_with(token_bytes(record.inputs["hidden"], bytes_per_element=1))
+    assert token_bytes(7168, bytes_per_element=2) == 14336
+
+
+@each("collectives", "comm.ep.dispatch_sent.")
+def test_every_copy_of_a_token_in_fp8_is_sent(record: Record) -> None:
+    inputs, model = record.inputs, _model(record.inputs["model"])
+    cluster = machine_of(fast_tier("switch", inputs["ep"]))
+    payload = inputs["tokens_per_rank"] * model["experts"]["top_k"] * model["hidden"] * inputs["bytes_per_element"]
+    assert record.agrees_with(_price(Collective.ALL_TO_ALL, payload, (cluster, whole(cluster)))[0].sent_bytes)
+
+
+def test_a_dispatch_is_bound_by_multiprocessors_and_then_by_its_port() -> None:
+    cluster, shape = _node("h100-superpod")
+    kernel = kernel_of(cluster, combine=False)
+    assert kernel is not None
+    routing, size = Routing(experts=256, top_k=8), token_bytes(7168, bytes_per_element=1)
+
+    def seconds(multiprocessors: int) -> float:
+        traffic = price_tokens(16384, size, routing, shape, cluster, kernel=kernel, multiprocessors=multiprocessors)
+        assert traffic.interference.multiprocessors_fraction == multiprocessors / 132
+        return time_alone_s(traffic, ports_of(cluster))
+
+    copied = 16384 * 5.294652 * size / kernel.multiprocessor_bytes_per_s + 16384 * kernel.token_s
+    assert seconds(8) == pytest.approx(kernel.launch_s + copied / 8, rel=1e-5)
+    port = 16384 * 5.294652 * 7 / 8 * size / (450e9 * kernel.port_fraction)
+    assert seconds(64) == seconds(128) == pytest.approx(kernel.launch_s + port, rel=1e-5)
+    # Measured: 4.53 and 1.94 ms with 8 and 24 multiprocessors.
+    assert seconds(8) == pytest.approx(4.53e-3, rel=0.1)
+    assert seconds(24) == pytest.approx(1.94e-3, rel=0.1)
+
+
+def test_an_accelerator_without_measured_kernels_has_none() -> None:
+    assert kernel_of(build_cluster(load_profile("a100-superpod"), 8), combine=True) is None
+
+
+def test_every_copied_worked_value_is_used() -> None:
+    tested = ("nccl_latency", "steps", "time", "sent", "speedup", "torus", "cp", "ep")
+    assert all(record.id.split(".")[1] in tested for record in records("collectives"))
