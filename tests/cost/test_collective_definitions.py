@@ -313,7 +313,7 @@ def _holds_exactly(algorithm: Algorithm, counts: list[int], halves: tuple[bool, 
     volume = _folded(algorithm, COLLECTIVE_OF[halves], payload, cluster)
     by_tier = _sent_by_tier(steps, cluster)
     # A flat ring leaves a block of nodes at its last node only: there the closed form is the mean of the block.
-    even = algorithm is not Algorithm.RING or sum(count > 1 for count in counts) <= 2
+    even = algorithm is not Algorithm.RING or len(counts) <= 2
     for count, sent in zip(volume.tier_bytes, by_tier, strict=True):
         assert not even or set(sent.values()) <= {count}
         assert sum(sent.values()) == count * ranks
