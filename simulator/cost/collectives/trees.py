@@ -40,6 +40,7 @@ def two_trees(count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return parents(count), np.where(above < 0, -1, back[above])
 
 
+@cache
 def crossings(count: int, block: int) -> int:
     """Returns how many edges of the two trees over `count` places join different runs of `block` places."""
     place = np.arange(count)
