@@ -17,7 +17,7 @@ from simulator.cost.blocks import BlockCost, ComputeTime
 from simulator.cost.collectives import Collective
 from simulator.cost.pricing import LayerCost
 from simulator.lowering.builder import Category, Exchange, RoutineBuilder
-from simulator.lowering.transfers import Transfers, chunk_of, repeated
+from simulator.lowering.transfers import Transfers, repeated
 from simulator.parallel.layout import ContextMethod
 from simulator.parallel.mesh import Group
 from simulator.parallel.training import Overlap
@@ -212,7 +212,7 @@ class _BlockLowering:
                 build.compute(seconds, label)
             return
         chunks = self.lowering.tp_chunks
-        part = chunk_of(exchange, chunks)
+        part = self.lowering.transfers.chunk_of(Group.TENSOR, exchange, chunks)
         events = [build.registry.event(f"{self.place} {name} chunk {chunk}") for chunk in range(chunks)]
         start = build.registry.event(f"{self.place} {name} can start")
         if transfer_first:

@@ -41,6 +41,11 @@ class Transfers:
             self._priced[key] = _both_ways(self._axis(group), traffic)
         return self._priced[key]
 
+    def chunk_of(self, group: Group, exchange: Exchange, chunks: int) -> Exchange:
+        """Returns one of several equal chunks of a collective: priced anew, bytes rounded up."""
+        traffic = exchange.traffic
+        return self.collective(group, traffic.collective, -(-traffic.payload_bytes // chunks)) or exchange
+
     def _axis(self, group: Group) -> str:
         """The gradient norm over all ranks counts to data, else to the widest axis that there is."""
         degrees = self.mesh.degrees
@@ -107,21 +112,5 @@ def repeated(exchange: Exchange | None, times: int) -> Exchange | None:
             tier_bytes=tuple(count * times for count in traffic.tier_bytes),
             latency_s=traffic.latency_s * times,
             demands=tuple((port, count * times) for port, count in traffic.demands),
-        ),
-    )
-
-
-def chunk_of(exchange: Exchange, chunks: int) -> Exchange:
-    """Returns one of several equal chunks of a collective: bytes rounded up, latency in full."""
-    traffic = exchange.traffic
-    tier_bytes = tuple(-(-count // chunks) for count in traffic.tier_bytes)
-    return replace(
-        exchange,
-        traffic=replace(
-            traffic,
-            payload_bytes=-(-traffic.payload_bytes // chunks),
-            sent_bytes=sum(tier_bytes),
-            tier_bytes=tier_bytes,
-            demands=tuple((port, -(-count // chunks)) for port, count in traffic.demands),
         ),
     )

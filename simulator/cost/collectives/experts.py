@@ -133,24 +133,22 @@ def price_tokens(
         combine: the way back, which also writes the sum of a token's copies.
     """
     sent = tuple(ceil(tokens * size_bytes * copies) for copies in copies_sent(routing, shape))
+    demands, ports = demands_of(sent, shape, cluster, exchange=True), ports_of(cluster)
     slower = cluster.tiers[0].efficiency / kernel.port_fraction
-    demands = tuple(
-        (port, ceil(count * slower) if port == 0 else count)
-        for port, count in demands_of(sent, shape, cluster, exchange=True)
-    )
+    slowed = tuple((port, count * slower if port == 0 else count) for port, count in demands)
     # A multiprocessor also copies what stays on its rank.
     copied_bytes = tokens * (distinct_groups(shape.size, routing) + combine) * size_bytes
     working_s = (tokens * kernel.token_s + copied_bytes / kernel.multiprocessor_bytes_per_s) / multiprocessors
-    moving_s = busiest_s(demands, ports_of(cluster))
+    seconds = kernel.launch_s + max(working_s, busiest_s(slowed, ports))
     accelerator = cluster.accelerator
-    rate = sum(sent) / (kernel.launch_s + max(working_s, moving_s))
+    rate = sum(sent) / seconds
     memory = MEMORY_PASSES[Collective.ALL_TO_ALL] * rate / accelerator.memory_bandwidth_bytes_per_s
     return Traffic(
         collective=Collective.ALL_TO_ALL,
         payload_bytes=tokens * routing.top_k * size_bytes,
         sent_bytes=sum(sent),
         tier_bytes=sent,
-        latency_s=kernel.launch_s + max(0.0, working_s - moving_s),
+        latency_s=seconds - busiest_s(demands, ports),
         demands=demands,
         interference=Interference(
             multiprocessors_fraction=multiprocessors / (accelerator.num_multiprocessors or multiprocessors),

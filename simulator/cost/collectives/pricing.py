@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import sqrt
+from typing import TypeAlias
 
 from simulator.cluster.cluster import Cluster, Tier
 from simulator.cluster.spec import TierKind
@@ -35,6 +36,7 @@ from simulator.parallel.collective_choice import AS_THE_LIBRARY, Algorithm, Coll
 from simulator.parallel.groups import GroupShape, Lane
 from simulator.parallel.mesh import Hop
 
+Demands: TypeAlias = "tuple[tuple[int, float], ...]"
 SWITCHED = (Algorithm.NVLS, Algorithm.NVLS_TREE)
 
 
@@ -107,14 +109,12 @@ def _priced(
     collective: Collective, payload_bytes: int, way: Way, shape: GroupShape, cluster: Cluster, ports: tuple[Port, ...]
 ) -> Traffic:
     exchange = way.algorithm is Algorithm.DIRECT
-    busy = _tail(way, cluster) / BANDWIDTH_FRACTIONS.get(way.protocol, 1.0)
-    demands = demands_of(way.volume.tier_bytes, shape, cluster, exchange=exchange, busy=busy)
-    if way.algorithm in SWITCHED:
-        demands = _at_switch_rate(demands, cluster)
-    latency_s = _latency_s(way, cluster)
+    demands = demands_of(way.volume.tier_bytes, shape, cluster, exchange=exchange)
+    slowed = _slowed(demands, way, cluster)
+    moving_s = busiest_s(demands, ports)
+    latency_s = _latency_s(way, cluster) + (busiest_s(slowed, ports) - moving_s)
     if way.protocol is not Protocol.LL:
-        latency_s += _hand_over_s(demands, cluster, ports)
-    seconds = latency_s + busiest_s(demands, ports)
+        latency_s += _hand_over_s(slowed, cluster, ports)
     sent_bytes = sum(way.volume.tier_bytes)
     return Traffic(
         collective=collective,
@@ -126,7 +126,11 @@ def _priced(
         algorithm=way.algorithm,
         protocol=way.protocol,
         interference=interference_of(
-            collective, sent_bytes, seconds, cluster.accelerator, uses_multiprocessors=has_protocols(cluster)
+            collective,
+            sent_bytes,
+            latency_s + moving_s,
+            cluster.accelerator,
+            uses_multiprocessors=has_protocols(cluster),
         ),
     )
 
@@ -140,11 +144,14 @@ def _tail(way: Way, cluster: Cluster) -> float:
     return 1 + tail / way.volume.num_sends
 
 
-def _at_switch_rate(demands: tuple[tuple[int, int], ...], cluster: Cluster) -> tuple[tuple[int, int], ...]:
-    """The innermost port at the rate that it reaches when switches reduce."""
-    inner = cluster.tiers[0]
-    slower = inner.efficiency / (inner.in_network_efficiency or inner.efficiency)
-    return tuple((port, round(count * slower) if port == 0 else count) for port, count in demands)
+def _slowed(demands: Demands, way: Way, cluster: Cluster) -> Demands:
+    """The time of each port, in bytes, with what an algorithm and its protocol add to the bytes themselves."""
+    if way.algorithm in SWITCHED:
+        inner = cluster.tiers[0]
+        slower = inner.efficiency / (inner.in_network_efficiency or inner.efficiency)
+        return tuple((port, count * slower if port == 0 else count) for port, count in demands)
+    more = _tail(way, cluster) / BANDWIDTH_FRACTIONS.get(way.protocol, 1.0)
+    return tuple((port, count * more) for port, count in demands)
 
 
 def _latency_s(way: Way, cluster: Cluster) -> float:
@@ -170,7 +177,7 @@ def _step_s(tier: Tier, constants: Latencies) -> float:
     return tier.latency_s + more
 
 
-def _hand_over_s(demands: tuple[tuple[int, int], ...], cluster: Cluster, ports: tuple[Port, ...]) -> float:
+def _hand_over_s(demands: Demands, cluster: Cluster, ports: tuple[Port, ...]) -> float:
     return max(
         (
             2 * sqrt(hand_over_s(cluster.tiers[ports[port].tier]) * count / ports[port].bytes_per_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -55,10 +56,9 @@ class Traffic:
     tier_bytes: tuple[int, ...]
     """The same by tier; adds up to `sent_bytes`."""
     latency_s: float
-    """Time before the last byte that no bandwidth shortens."""
+    """Time in which its bytes do not hold the ports: launch, steps, hand-over, flags of a protocol, last copies."""
     demands: tuple[tuple[int, int], ...]
-    """(port, bytes): how long each port of the rank is busy, in bytes; more than sent where links are shared or where
-    a protocol sends flags beside the data."""
+    """(port, bytes): how long each port of the rank is busy, in bytes; more than sent where links are shared."""
     algorithm: Algorithm = Algorithm.DIRECT
     """How it runs."""
     protocol: Protocol = Protocol.AUTO
@@ -89,13 +89,13 @@ def time_alone_s(traffic: Traffic, ports: tuple[Port, ...]) -> float:
     return traffic.latency_s + busiest_s(traffic.demands, ports)
 
 
-def busiest_s(demands: tuple[tuple[int, int], ...], ports: tuple[Port, ...]) -> float:
+def busiest_s(demands: Sequence[tuple[int, float]], ports: tuple[Port, ...]) -> float:
     """Returns the seconds that the busiest port needs for its bytes."""
     return max((count / ports[port].bytes_per_s for port, count in demands), default=0.0)
 
 
 def demands_of(
-    sent: tuple[int, ...], shape: GroupShape, cluster: Cluster, *, exchange: bool, busy: float = 1.0
+    sent: tuple[int, ...], shape: GroupShape, cluster: Cluster, *, exchange: bool
 ) -> tuple[tuple[int, int], ...]:
     """Returns the bytes on each port.
 
@@ -104,13 +104,12 @@ def demands_of(
         shape: the group.
         cluster: its tiers.
         exchange: all-to-all traffic, which crosses a torus farther than rings do.
-        busy: time that a port is busy with a byte over that at its full rate.
     """
     total: dict[int, int] = {}
     for tier, part, count in zip(cluster.tiers, shape.tiers, sent, strict=True):
         if count:
             lanes = part.exchange_lanes if exchange else part.lanes
-            for port, moved in on_lanes(tier, lanes, ceil(count * busy), cluster):
+            for port, moved in on_lanes(tier, lanes, count, cluster):
                 total[port] = total.get(port, 0) + moved
     return tuple(sorted(total.items()))
 
