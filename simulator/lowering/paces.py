@@ -28,6 +28,7 @@ MAX_PACE = (1 << 31) - 1
 LEAST_FACTOR = 0.1
 """Where the normal distribution is cut off."""
 Paces = npt.NDArray[np.int32]
+NO_RANKS: Ranks = np.zeros(0, dtype=np.int64)
 NOT_A_PASS = -1
 """Column of a call that works on no microbatch."""
 
@@ -86,7 +87,7 @@ class Pacer:
     replicas: Ranks
     """`[ranks]`: data-parallel replica of each rank."""
     positions: tuple[_Position, ...]
-    """By pipeline rank."""
+    """By pipeline rank; none where all calls have the pace of their own."""
 
     def paced(self, number: int = 0) -> LoweredStep:
         """Returns the step with the pace of every call.
@@ -97,7 +98,7 @@ class Pacer:
         Raises:
             ScenarioError: at this pace the step is longer than the engine can count.
         """
-        if self.jitter is None and self.variation.slowdown is None and self.variation.tokens is None:
+        if not self.positions:
             return self.step
         of_rank = np.ones(len(self.replicas)) if self.variation.slowdown is None else self.variation.slowdown
         stream = random_stream(self.seed, JITTER_DRAWS, number)
@@ -149,13 +150,15 @@ def pacer_of(
         seed: of what is drawn.
     """
     mesh = variation.mesh
+    if jitter is None and variation.slowdown is None and variation.tokens is None:
+        return Pacer(step=step, variation=variation, jitter=None, seed=seed, replicas=NO_RANKS, positions=())
     ranks = np.arange(int(mesh.degrees.devices), dtype=np.int64)
+    by_position = np.argsort(pipeline_rank_of(ranks, mesh), kind="stable").reshape(schedule.pp, -1)
     rank_of_class = np.array(members.pipeline_ranks, dtype=np.int64)
     together = stands_for(members, mesh, Fold.NONE if jitter is None else jitter.fold)
     positions = []
-    for pipeline_rank in range(schedule.pp):
+    for pipeline_rank, here in enumerate(by_position):
         classes = np.flatnonzero(rank_of_class == pipeline_rank)
-        here = ranks[pipeline_rank_of(ranks, mesh) == pipeline_rank]
         positions.append(
             _Position(
                 classes=classes,
