@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 import networkx as nx
 
 from simulator.cluster.cluster import Cluster, Tier
+from simulator.cluster.routes import Network
 from simulator.cluster.spec import TierKind
 from simulator.cluster.tiers import tier_of_pair, tiers_under_port
-from simulator.cluster.topology import Network
 from simulator.cluster.torus import coordinates
 from simulator.cost.collectives.messages import Steps
 
@@ -74,7 +74,8 @@ def _node(number: int, devices: Sequence[int], switches: Mapping[int, Node]) -> 
 
 def _tier_view(graph: Network, cluster: Cluster, tier: Tier) -> Network:
     tiers = {tier.index, *(under.index for under in tiers_under_port(cluster.tiers, tier))}
-    return nx.subgraph_view(graph, filter_edge=lambda a, b: graph.edges[a, b]["tier"] in tiers)
+    view: Network = nx.subgraph_view(graph, filter_edge=lambda a, b: graph.edges[a, b]["tier"] in tiers)
+    return view
 
 
 def _add_along_axes(total: LinkBytes, tier: Tier, source: int, target: int, size: int) -> None:
