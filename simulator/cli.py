@@ -33,6 +33,7 @@ from simulator.options import (
     Schema,
     SetOption,
     SnapshotOption,
+    TierUseOption,
     TimelineClassOption,
     TimelineOption,
     TimesOption,
@@ -92,6 +93,7 @@ def run(
     trace: TraceOption = None,
     timeline: TimelineOption = None,
     timeline_class: TimelineClassOption = None,
+    tier_use: TierUseOption = None,
     picture: PictureOption = None,
     window: WindowOption = None,
     memory_snapshot: SnapshotOption = None,
@@ -103,12 +105,12 @@ def run(
     """Simulate one scenario and print its report."""
     with exits():
         outputs = {"--json": json, "--csv": csv, "--trace": trace, "--timeline": timeline, "--picture": picture}
-        outputs |= {"--memory-snapshot": memory_snapshot}
+        outputs |= {"--memory-snapshot": memory_snapshot, "--tier-use": tier_use}
         files = _checked_files(outputs, [scenario])
         _require_use("--memory-class", memory_class, {"--memory-snapshot": memory_snapshot})
         _require_use("--timeline-class", timeline_class, {"--timeline": timeline, "--trace": trace})
         _require_use("--window", window, {"--picture": picture})
-        _check_endings(timeline, picture)
+        _check_endings({"--timeline": timeline, "--tier-use": tier_use}, picture)
         from simulator.config.scenario import input_files, read_scenario
 
         resolved = read_scenario(scenario, overrides_of(changes))
@@ -122,6 +124,7 @@ def run(
             trace=trace is not None,
             timeline=timeline is not None,
             timeline_classes=tuple(timeline_class or ()),
+            tier_use=tier_use is not None,
             pipeline=picture is not None,
             snapshot=memory_snapshot is not None,
             memory_class=memory_class,
@@ -136,7 +139,7 @@ def run(
         _write_trace(trace, outcome.trace, timeline_class)
         if timeline is not None and outcome.timeline is not None and not timeline_class:
             _tell_left_out("timeline", report.engine.rank_classes - outcome.timeline["class"].n_unique())
-        _write_others(outcome, timeline=timeline, picture=picture, window=window, snapshot=memory_snapshot)
+        _write_others(outcome, outputs, window)
         if not quiet and "-" not in files:
             print_report(report, _console())
         if require_fit and not report.memory.fits:
@@ -264,7 +267,7 @@ def _show_schedule(
     csv: str | None,
 ) -> None:
     files = _checked_files({"--picture": picture, "--csv": csv}, [])
-    _check_endings(None, picture)
+    _check_endings({}, picture)
     from simulator.outputs import write_picture_file
     from simulator.report.schedule_card import parse_times, print_card, schedule_card
     from simulator.schedule.table import write_schedule_csv
@@ -334,13 +337,12 @@ def _write_trace(name: str | None, trace: Any, classes: Sequence[str] | None = N
         _tell_left_out("trace", 0 if classes else left_out)
 
 
-def _write_others(
-    outcome: Outcome, *, timeline: str | None, picture: str | None, window: str | None, snapshot: str | None
-) -> None:
-    from simulator.outputs import write_picture_file, write_snapshot_file, write_timeline_file
+def _write_others(outcome: Outcome, files: dict[str, str | None], window: str | None) -> None:
+    from simulator.outputs import write_picture_file, write_snapshot_file, write_table_file
 
-    if timeline is not None and outcome.timeline is not None:
-        write_timeline_file(timeline, outcome.timeline)
+    write_table_file("--timeline", files["--timeline"], outcome.timeline)
+    write_table_file("--tier-use", files["--tier-use"], outcome.tier_use)
+    picture, snapshot = files["--picture"], files["--memory-snapshot"]
     if picture is not None and outcome.pipeline is not None:
         missing = write_picture_file(picture, outcome.pipeline, window)
         if missing:
@@ -365,12 +367,13 @@ def _require_use(option: str, value: object, users: dict[str, str | None]) -> No
         )
 
 
-def _check_endings(timeline: str | None, picture: str | None) -> None:
+def _check_endings(tables: dict[str, str | None], picture: str | None) -> None:
     """Refuses files of an unknown kind before the work."""
-    if timeline is not None:
-        from simulator.report.spans import table_format
+    for option, name in tables.items():
+        if name is not None:
+            from simulator.report.spans import table_format
 
-        table_format(timeline)
+            table_format(name, option)
     if picture not in (None, "-"):
         from simulator.report.pipeline_figure import picture_format
 

@@ -33,6 +33,12 @@ TimelineClassOption = Annotated[
         help="A rank class of --timeline and --trace, name or number; repeatable; default: as many as there is room.",
     ),
 ]
+TierUseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tier-use", metavar="FILE", help="Write how full the links are over the step, .csv or .parquet; - is stdout."
+    ),
+]
 PictureOption = Annotated[
     str | None,
     typer.Option("--picture", metavar="FILE", help="Draw the pipeline as .svg, .png or .pdf; - is the terminal."),

@@ -16,6 +16,7 @@ from simulator.report.simulated import Simulated
 from simulator.report.snapshot import Recording
 from simulator.report.spans import classes_to_draw, classes_to_show, span_table
 from simulator.report.summary import summarise
+from simulator.report.tier_use import MAX_USE_SPANS, tier_use_table
 from simulator.report.trace import Trace
 from simulator.report.trace_pipeline import traced_pipeline
 from simulator.simulate import require_valid, run_steps
@@ -38,6 +39,8 @@ class Wanted:
     """The timeline of every task, as a table."""
     timeline_classes: tuple[str, ...] = ()
     """Names or numbers of the rank classes of both; none: as many as there is room for."""
+    tier_use: bool = False
+    """How full the links are over the step, as a table."""
     pipeline: bool = False
     """When the actions of the pipeline ran."""
     snapshot: bool = False
@@ -58,6 +61,8 @@ class Outcome:
     """For PyTorch's memory viewer, if wanted."""
     timeline: pl.DataFrame | None
     """Every task that ran, if wanted."""
+    tier_use: pl.DataFrame | None
+    """How full the links are over the step, if wanted."""
     pipeline: PipelineActions | None
     """When each action of the pipeline ran, if wanted."""
 
@@ -78,6 +83,7 @@ def simulate_in_full(scenario: Scenario, wanted: Wanted, progress: Progress | No
         trace=_trace(simulated, wanted) if wanted.trace else None,
         snapshot=recording,
         timeline=span_table(simulated, _shown(simulated.step, wanted)) if wanted.timeline else None,
+        tier_use=tier_use_table(simulated) if wanted.tier_use else None,
         pipeline=actions_of_step(simulated) if wanted.pipeline else None,
     )
 
@@ -87,9 +93,10 @@ def _recording(wanted: Wanted) -> Callable[[LoweredStep], Collection[int]] | boo
 
     def chosen(step: LoweredStep) -> set[int]:
         shown = _shown(step, wanted) if wanted.trace or wanted.timeline else []
-        return {*shown, *(classes_to_draw(step) if wanted.pipeline else [])}
+        used = classes_to_show(step, max_spans=MAX_USE_SPANS) if wanted.tier_use else []
+        return {*shown, *used, *(classes_to_draw(step) if wanted.pipeline else [])}
 
-    return chosen if wanted.trace or wanted.timeline or wanted.pipeline else False
+    return chosen if wanted.trace or wanted.timeline or wanted.tier_use or wanted.pipeline else False
 
 
 def _shown(step: LoweredStep, wanted: Wanted) -> list[int]:

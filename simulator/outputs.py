@@ -95,16 +95,18 @@ def write_trace_file(name: str, trace: Trace) -> int:
     return len(left_out)
 
 
-def write_timeline_file(name: str, table: pl.DataFrame) -> None:
-    """Writes a table of spans."""
+def write_table_file(option: str, name: str | None, table: pl.DataFrame | None) -> None:
+    """Writes a table of spans, or of the use of links, if it is wanted."""
     from simulator.report.spans import TableFormat, table_format
 
-    if table_format(name) is TableFormat.CSV:
-        write_output("--timeline", name, lambda file: file.write(table.write_csv()))
+    if name is None or table is None:
+        return
+    if table_format(name, option) is TableFormat.CSV:
+        write_output(option, name, lambda file: file.write(table.write_csv()))
     else:
         content = io.BytesIO()
         table.write_parquet(content)
-        write_binary_output("--timeline", name, content.getvalue())
+        write_binary_output(option, name, content.getvalue())
 
 
 def write_picture_file(name: str, actions: PipelineActions, window: str | None = None) -> int:

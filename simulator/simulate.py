@@ -93,7 +93,8 @@ def simulate(
 
     Args:
         scenario: what to simulate.
-        with_levers: if the job does not fit, also simulate single changes that may mend that.
+        with_levers: also simulate single changes that may mend a job that does not fit, and another order of the
+            axes that seems to shorten the step.
         explain: simulate single changes that lower its memory also if it fits.
         progress: is told from time to time which share of the step has run.
 
@@ -101,7 +102,7 @@ def simulate(
         ScenarioError: the scenario breaks a rule.
     """
     require_valid(scenario)
-    simulated = with_comparisons(run_steps(scenario, progress=progress), run_steps, progress)
+    simulated = with_comparisons(run_steps(scenario, progress=progress), run_steps, progress, orders=with_levers)
     return summarise(simulated, levers=levers_of(run_steps, always=explain) if with_levers or explain else None)
 
 

@@ -91,11 +91,18 @@ class Exchange:
     """Sends, receives, or both."""
     calls: int = 1
     """How many equal collectives it stands for."""
+    party: Party | None = None
+    """Whom it meets; known once it stands in a routine."""
 
     @property
     def label(self) -> str:
         """Name of the collective in the report."""
         return self.traffic.collective
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the books count its bytes here: those of a message at its sender."""
+        return self.direction is not Direction.RECEIVE
 
 
 Name = TypeVar("Name", bound=Hashable)
@@ -315,7 +322,7 @@ class RoutineBuilder:
         slot = None
         if self.meets(party):
             slot = self.registry.communicators.number((party, stream))
-        self.exchanges.append(exchange)
+        self.exchanges.append(replace(exchange, party=party))
         self.tasks.append(
             Task(
                 name=f"{exchange.label} {exchange.axis}",

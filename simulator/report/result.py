@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from simulator.report.network_result import AxisPlace, BetterOrder, Flow, LinkUse, Volume
 from simulator.report.spread import Spread
 
 MEMORY_CATEGORIES = (
@@ -237,6 +238,18 @@ class Communication:
     """Bytes sent by all ranks."""
     received_bytes_total: int
     """Bytes received by all ranks; equal to the bytes sent."""
+    volumes: tuple[Volume, ...] = ()
+    """By axis, collective, tier and kind of link; adds up to the bytes sent."""
+    links: tuple[LinkUse, ...] = ()
+    """How full the fullest link of each kind is."""
+    busiest_link: LinkUse | None = None
+    """The fullest of them; None if nothing moves."""
+    matrix: tuple[Flow, ...] = ()
+    """From pipeline rank to pipeline rank, by axis; adds up to the bytes sent."""
+    placement: tuple[AxisPlace, ...] = ()
+    """Where the groups of each axis lie."""
+    better_order: BetterOrder | None = None
+    """Another order of the axes that shortens the step; None if none was found or looked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,4 +341,7 @@ class Report:
         for entry in data["memory"]["classes"]:
             entry["class"] = entry.pop("class_")
         data["memory"]["peak"]["class"] = data["memory"]["peak"].pop("class_")
+        traffic = data["communication"]
+        for link in (*traffic["links"], *filter(None, [traffic["busiest_link"]])):
+            link["class"] = link.pop("class_")
         return data

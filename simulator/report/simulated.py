@@ -13,6 +13,7 @@ from simulator.lowering.variation import Variation
 from simulator.model.layers import Model
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.scenario import Scenario
+from simulator.report.network_result import BetterOrder
 from simulator.report.spread import Draws
 from simulator.schedule import PipelineSchedule
 
@@ -46,6 +47,8 @@ class Simulated:
     """Steps with jitter, if any were drawn."""
     without_slow_ranks_ps: int | None = None
     """Time of the step without stragglers and slow links, if there are any."""
+    better_order: BetterOrder | None = None
+    """Another order of the axes with which the step is shorter, if one was looked for and found."""
 
     @property
     def num_tokens(self) -> int:

@@ -31,8 +31,12 @@ class TableFormat(StrEnum):
     PARQUET = "parquet"
 
 
-def table_format(name: str) -> TableFormat:
+def table_format(name: str, option: str = "--timeline") -> TableFormat:
     """Returns the format that the ending of a file's name asks for; CSV for standard output.
+
+    Args:
+        name: the file.
+        option: the option that names it, for messages.
 
     Raises:
         ScenarioError: it is none of them.
@@ -43,7 +47,7 @@ def table_format(name: str) -> TableFormat:
     if ending in tuple(TableFormat):
         return TableFormat(ending)
     violation = Violation(
-        path=f"--timeline {name[:80]}",
+        path=f"{option} {name[:80]}",
         problem=f"ends in {'.' + ending if ending else 'nothing'}, which is no kind of table",
         why="the ending of the name chooses how the table is written",
         mend=f"end it in {' or '.join('.' + each for each in TableFormat)}",

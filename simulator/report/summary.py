@@ -40,7 +40,13 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
         parameters=_parameters(simulated),
         memory=memory,
         communication=communication_of(
-            simulated.step, simulated.mesh, simulated.costs.ports, simulated.timeline, slowest
+            simulated.step,
+            simulated.schedule,
+            mesh=simulated.mesh,
+            ports=simulated.costs.ports,
+            timeline=simulated.timeline,
+            slowest=slowest,
+            better_order=simulated.better_order,
         ),
         step=step,
         pipeline=result.Pipeline(
@@ -55,7 +61,12 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
             wall_s=simulated.wall_s,
         ),
         warnings=warnings_of(
-            simulated.scenario, simulated.mesh, step, memory, num_parameters=simulated.model.num_parameters
+            simulated.scenario,
+            simulated.mesh,
+            step,
+            memory,
+            num_parameters=simulated.model.num_parameters,
+            better_order=simulated.better_order,
         ),
     )
 

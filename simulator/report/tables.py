@@ -26,11 +26,12 @@ _UNITS_BY_ENDING = (
     ("_s", "s"),
 )
 _BYTES, _COUNT, _NONE = "B", "1", ""
-_OBJECTS = ("peak", "allocator", "spread")
+_OBJECTS = ("peak", "allocator", "spread", "busiest_link", "better_order")
 """Objects of the report whose quantities are named inside them."""
 _TEXTS = (
     *("peak_class", "slowest_class", "schedule", "flops_convention", "fits"),
     *("class", "action", "operator", "tensor", "name", "category"),
+    *("tier", "link", "direction", "slowest_link", "axis", "instead_of", "order"),
 )
 """What is not a number."""
 _BYTE_QUANTITIES = ("sent_bytes_per_rank", "bytes_per_rank_mean", "sent_bytes_total", "received_bytes_total")
@@ -39,6 +40,10 @@ _ITEM_KEYS = {
     "memory.levers": ("change",),
     "communication.by_axis": ("axis", "collective"),
     "communication.by_tier": ("tier",),
+    "communication.volumes": ("axis", "collective", "tier", "link"),
+    "communication.links": ("link",),
+    "communication.matrix": ("axis", "from_pipeline_rank", "to_pipeline_rank"),
+    "communication.placement": ("axis",),
 }
 """What names an entry of each list of the report."""
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from simulator.report import wording
 from simulator.report.drawing import Bar, Column, heading, print_bars, print_table, say, say_phrases, share_of
+from simulator.report.network_text import print_communication
 from simulator.report.result import (
     BREAKDOWN_CATEGORIES,
     MEMORY_CATEGORIES,
-    AxisTraffic,
     ClassMemory,
     Report,
 )
@@ -34,7 +34,7 @@ def print_report(report: Report, console: Console) -> None:
     say_phrases(console, wording.speed(report))
     _print_memory(report, console)
     _print_levers(report, console)
-    _print_communication(report, console)
+    print_communication(report, console)
     _print_breakdown(report, console)
     print_spread(report, console)
     _print_pipeline(report, console)
@@ -191,43 +191,6 @@ def _print_levers(report: Report, console: Console) -> None:
 
 def _or_dash(value: float | None, words: Callable[[float], str]) -> str:
     return "-" if value is None else words(value)
-
-
-def _print_communication(report: Report, console: Console) -> None:
-    traffic = report.communication
-    if not traffic.sent_bytes_total and not any(row.sent_bytes_per_rank or row.time_s for row in traffic.by_axis):
-        heading(console, "Communication", "none: no rank sends anything")
-        return
-    sent, received = (wording.si(total, "B") for total in (traffic.sent_bytes_total, traffic.received_bytes_total))
-    heading(console, "Communication by axis", f"a step; all ranks send {sent} and receive {received}")
-    rows = traffic.by_axis
-    columns = [
-        Column(header="axis", cells=[row.axis for row in rows], right=False),
-        Column(header="collective", cells=[row.collective for row in rows], right=False),
-        Column(header="calls", cells=[wording.number(row.calls_per_rank) for row in rows], expendable=1),
-        Column(header="payload", cells=[wording.si(row.payload_bytes, "B") for row in rows], expendable=2),
-        Column(header="sent/rank", cells=[wording.si(row.sent_bytes_per_rank, "B") for row in rows]),
-        Column(header="time", cells=[wording.seconds(row.time_s) for row in rows]),
-        Column(header="exposed", cells=[wording.seconds(row.exposed_s) for row in rows]),
-        Column(header="hidden", cells=[wording.seconds(_hidden_s(row)) for row in rows], expendable=3),
-    ]
-    print_table(console, columns)
-    if not traffic.by_tier:
-        return
-    heading(console, "Communication by network tier")
-    tiers = traffic.by_tier
-    columns = [
-        Column(header="tier", cells=[tier.tier for tier in tiers], right=False),
-        Column(header="all ranks", cells=[wording.si(tier.total_bytes, "B") for tier in tiers]),
-        Column(header="per rank", cells=[wording.si(tier.bytes_per_rank_mean, "B") for tier in tiers], expendable=1),
-        Column(header="busy", cells=[wording.percent(tier.busy_fraction) for tier in tiers]),
-        Column(header="device bandwidth", cells=[wording.si(tier.capacity_bytes_per_s, "B/s") for tier in tiers]),
-    ]
-    print_table(console, columns)
-
-
-def _hidden_s(row: AxisTraffic) -> float:
-    return max(0.0, row.time_s - row.exposed_s)
 
 
 def _print_breakdown(report: Report, console: Console) -> None:

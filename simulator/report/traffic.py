@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
 
 from simulator.cost.collectives import Port, time_alone_s
 from simulator.engine import Timeline
@@ -14,7 +11,13 @@ from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category, Direction
 from simulator.lowering.step import NUM_DIRECTIONS, LoweredStep
 from simulator.parallel.mesh import DeviceMesh
+from simulator.report.books import entries_of
+from simulator.report.flows import flows_of
+from simulator.report.links import AXES, busiest_of, link_uses_of, volumes_of
+from simulator.report.network_result import BetterOrder
+from simulator.report.places import places_of
 from simulator.report.result import AxisTraffic, Communication, TierTraffic
+from simulator.schedule import PipelineSchedule
 
 _CATEGORY_OF_AXIS = {
     "tp": Category.TENSOR,
@@ -38,52 +41,60 @@ class _Account:
 
 
 def communication_of(
-    step: LoweredStep, mesh: DeviceMesh, ports: tuple[Port, ...], timeline: Timeline, slowest: int
+    step: LoweredStep,
+    schedule: PipelineSchedule,
+    *,
+    mesh: DeviceMesh,
+    ports: tuple[Port, ...],
+    timeline: Timeline,
+    slowest: int,
+    better_order: BetterOrder | None = None,
 ) -> Communication:
     """Returns what the network carries in a step.
 
     Args:
         step: programs and the exchanges of each routine.
+        schedule: order of actions on every pipeline rank.
         mesh: the ranks and their tiers.
         ports: ports of a device.
         timeline: what the engine found.
         slowest: class whose times are reported.
+        better_order: another order of the axes that is faster, if one was found.
     """
     accounts: dict[tuple[str, str], _Account] = defaultdict(_Account)
     tier_bytes = [0] * len(mesh.cluster.tiers)
     received = 0
-    # All classes of a pipeline rank make the same calls.
-    ranks: Counter[int] = Counter()
-    calls_of: dict[int, npt.NDArray[np.int32]] = {}
-    for rank, rank_class in zip(step.pipeline_ranks, step.program.classes, strict=True):
-        ranks[rank] += rank_class.count
-        calls_of[rank] = rank_class.calls
-    for rank, count in ranks.items():
-        times_called = np.bincount(calls_of[rank][:, 0], minlength=len(step.program.routines)).tolist()
-        for routine, calls in enumerate(times_called):
-            for exchange in step.exchanges[routine] if calls else ():
-                sent = exchange.traffic.sent_bytes * calls * count
-                if exchange.direction is not Direction.SEND:
-                    received += sent
-                if exchange.direction is Direction.RECEIVE:
-                    continue
-                account = accounts[exchange.axis, exchange.label]
-                account.calls += exchange.calls * calls * count
-                account.payload += exchange.traffic.payload_bytes * calls * count
-                account.sent += sent
-                if rank not in account.ranks_seen:
-                    account.ranks_seen.add(rank)
-                    account.ranks += count
-                if rank == step.pipeline_ranks[slowest]:
-                    account.alone_s_on_slowest += time_alone_s(exchange.traffic, ports) * calls
-                for tier, sent_in_tier in enumerate(exchange.traffic.tier_bytes):
-                    tier_bytes[tier] += sent_in_tier * calls * count
-    num_ranks = ranks.total()
+    for entry in entries_of(step):
+        exchange, times = entry.exchange, entry.times
+        sent = exchange.traffic.sent_bytes * times
+        if exchange.direction is not Direction.SEND:
+            received += sent
+        if not exchange.is_counted:
+            continue
+        account = accounts[exchange.axis, exchange.label]
+        account.calls += exchange.calls * times
+        account.payload += exchange.traffic.payload_bytes * times
+        account.sent += sent
+        if entry.pipeline_rank not in account.ranks_seen:
+            account.ranks_seen.add(entry.pipeline_rank)
+            account.ranks += entry.num_ranks
+        if entry.pipeline_rank == step.pipeline_ranks[slowest]:
+            account.alone_s_on_slowest += time_alone_s(exchange.traffic, ports) * entry.calls
+        for tier, sent_in_tier in enumerate(exchange.traffic.tier_bytes):
+            tier_bytes[tier] += sent_in_tier * times
+    num_ranks = sum(rank_class.count for rank_class in step.program.classes)
+    links = link_uses_of(step, mesh.cluster, ports, timeline)
     return Communication(
         by_axis=tuple(_by_axis(accounts, timeline, slowest, num_ranks)),
         by_tier=tuple(_by_tier(tier_bytes, step, mesh, ports, timeline, num_ranks)),
         sent_bytes_total=sum(account.sent for account in accounts.values()),
         received_bytes_total=received,
+        volumes=volumes_of(step, mesh.cluster, ports),
+        links=links,
+        busiest_link=busiest_of(links),
+        matrix=flows_of(step, schedule),
+        placement=places_of(mesh),
+        better_order=better_order,
     )
 
 
@@ -117,8 +128,7 @@ def _by_axis(
 
 
 def _row_order(key: tuple[str, str]) -> tuple[int, str]:
-    order = ("tp", "cp", "ep", "pp", "dp", "embedding")
-    return order.index(key[0]), key[1]
+    return AXES.index(key[0]), key[1]
 
 
 def _by_tier(

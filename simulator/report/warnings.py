@@ -6,6 +6,8 @@ from simulator.parallel.assumptions import GradientReduction
 from simulator.parallel.mesh import DeviceMesh, Group
 from simulator.parallel.precision import Dtype
 from simulator.parallel.scenario import Scenario
+from simulator.report import wording
+from simulator.report.network_result import BetterOrder
 from simulator.report.result import Memory, Step
 from simulator.report.unlike_ranks import unlike_warnings
 
@@ -19,10 +21,18 @@ UNMEASURED_TYPES = (Dtype.MXFP8, Dtype.NVFP4)
 
 
 def warnings_of(
-    scenario: Scenario, mesh: DeviceMesh, step: Step, memory: Memory, *, num_parameters: int
+    scenario: Scenario,
+    mesh: DeviceMesh,
+    step: Step,
+    memory: Memory,
+    *,
+    num_parameters: int,
+    better_order: BetterOrder | None = None,
 ) -> tuple[str, ...]:
     """Returns the warnings of a report, most important first."""
     found = unlike_warnings(scenario, step)
+    if better_order is not None:
+        found.append(_of_order(better_order, step))
     tier, domain = mesh.cluster.tiers[0], mesh.domains[0]
     shape = mesh.shapes[Group.TENSOR]
     if memory.fits and memory.reserved_peak_bytes > NEARLY_FULL * memory.capacity_bytes:
@@ -70,3 +80,11 @@ def warnings_of(
     if (compute := scenario.training.types.compute) in UNMEASURED_TYPES:
         found.append(f"no {compute} kernel has been measured: shares of the peak are taken from those of fp8")
     return tuple(found)
+
+
+def _of_order(better: BetterOrder, step: Step) -> str:
+    does = f"keeps {better.axis} inside {better.tier}, not {better.instead_of}"
+    if better.tier == better.instead_of:
+        does = f"shortens the ways of {better.axis}"
+    saved = f"{wording.seconds(better.saved_s)} of the step, {better.saved_s / step.time_s:.1%}"
+    return f"layout.order: [{', '.join(better.order)}] {does}, and saves {saved} (simulated)"
