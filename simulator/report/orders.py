@@ -98,15 +98,19 @@ def orders_of(scenario: Scenario) -> Iterator[Order]:
     Of the expert axis only matters whether it comes before the data axis.
     """
     layout = scenario.layout
-    degrees = {Axis.TENSOR: layout.tp, Axis.CONTEXT: layout.cp, Axis.DATA: 0, Axis.PIPELINE: layout.pp}
-    moving = [axis for axis in layout.order if axis is not Axis.EXPERT and degrees[axis] != 1]
-    resting = [axis for axis in layout.order if axis is not Axis.EXPERT and degrees[axis] == 1]
-    own = (tuple(moving), layout.order.index(Axis.EXPERT) < layout.order.index(Axis.DATA))
-    for order in permutations(moving):
-        for expert_first in (True, False) if layout.ep > 1 else (own[1],):
-            if (order, expert_first) != own:
-                at = order.index(Axis.DATA) + (not expert_first)
-                yield (*order[:at], Axis.EXPERT, *order[at:], *resting)
+    degrees = {Axis.TENSOR: layout.tp, Axis.CONTEXT: layout.cp, Axis.PIPELINE: layout.pp}
+    moving = [axis for axis in layout.order if axis in (*degrees, Axis.DATA) and degrees.get(axis) != 1]
+    has_experts = layout.ep > 1
+    # Axes of one rank stay where they stand.
+    dense = [axis for axis in layout.order if not (has_experts and axis is Axis.EXPERT)]
+    own_place = layout.order.index(Axis.EXPERT) > layout.order.index(Axis.DATA)
+    for permuted in permutations(moving):
+        following = iter(permuted)
+        order = tuple(next(following) if axis in moving else axis for axis in dense)
+        for expert_last in (False, True) if has_experts else (own_place,):
+            if permuted != tuple(moving) or expert_last != own_place:
+                at = order.index(Axis.DATA) + expert_last
+                yield (*order[:at], Axis.EXPERT, *order[at:]) if has_experts else order
 
 
 def better_order(simulated: Simulated, candidate: Candidate, time_s: float) -> BetterOrder | None:

@@ -1,0 +1,132 @@
+"""The scenarios that show a network at work have the effect that they tell of, and it is as large as by hand."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from simulator.config.scenario import read_variants
+from simulator.report.result import Report
+from simulator.simulate import simulate
+
+FOLDER = Path(__file__).parents[2] / "scenarios"
+PORT = 50e9 * 0.95
+"""Bytes a second that a network card of 400 Gb/s reaches."""
+NVLINK = 450e9 * 0.853
+HOP_OF_70B = 8192 * 8192 * 2 // 8
+"""Bytes of a message between stages: a sequence of hidden states in bf16, a tensor rank's eighth."""
+
+
+@cache
+def reports(name: str) -> dict[str, Report]:
+    """The report of a scenario under `base`, and of each variant."""
+    scenarios = read_variants(FOLDER / f"{name}.yaml")
+    return {scenario.name.removeprefix(name).strip(" /") or "base": simulate(scenario) for scenario in scenarios}
+
+
+def time_s(report: Report, axis: str) -> float:
+    return sum(row.time_s for row in report.communication.by_axis if row.axis == axis)
+
+
+def sent_per_rank(report: Report, axis: str) -> float:
+    return sum(row.sent_bytes_per_rank for row in report.communication.by_axis if row.axis == axis)
+
+
+def sent_over(report: Report, axis: str, tier: str) -> int:
+    return sum(row.total_bytes for row in report.communication.volumes if (row.axis, row.tier) == (axis, tier))
+
+
+@pytest.mark.parametrize(("variant", "ratio"), [("one-to-one", 1), ("one-to-three", 3), ("base", 7)])
+def test_data_parallelism_over_a_spine_takes_as_much_longer_as_the_spine_is_narrower(variant: str, ratio: int) -> None:
+    """Eight replicas: 7/8 of 4 bytes of gradient and 2 of weight for each of a rank's parameters, at 1/ratio."""
+    report = reports("oversubscribed-spine")[variant]
+    by_hand = 7 / 8 * (4 + 2) * report.parameters.total / 32
+    assert sent_per_rank(report, "dp") == pytest.approx(by_hand, rel=0.01)
+    assert time_s(report, "dp") == pytest.approx(by_hand * ratio / PORT, rel=0.06)
+
+
+def test_what_a_narrow_spine_costs_is_what_the_backward_pass_does_not_hide() -> None:
+    narrow, wide = (reports("oversubscribed-spine")[name] for name in ("base", "one-to-one"))
+    longer = narrow.step.time_s - wide.step.time_s
+    exposed = narrow.step.breakdown_s["dp"] - wide.step.breakdown_s["dp"]
+    assert longer == pytest.approx(exposed, rel=0.05)
+    assert 0.2 * wide.step.time_s < longer < time_s(narrow, "dp")
+    busiest = narrow.communication.busiest_link
+    assert busiest is not None
+    assert (busiest.link, busiest.tier) == ("spine uplink", "spine")
+
+
+def test_tensor_groups_outside_the_hosts_take_as_much_longer_as_the_network_is_slower() -> None:
+    """The bytes are the same in every order; a ring of 4 adds a copy of its own to three sends."""
+    outside, inside = (reports("mesh-order")[name] for name in ("base", "tensor-first"))
+    assert sent_per_rank(outside, "tp") == sent_per_rank(inside, "tp")
+    for report, rate in ((outside, PORT), (inside, NVLINK)):
+        bare = sent_per_rank(report, "tp") / rate
+        assert bare < time_s(report, "tp") < 1.55 * bare
+    assert time_s(outside, "tp") / time_s(inside, "tp") == pytest.approx(PORT**-1 * NVLINK, rel=0.25)
+    assert {place.axis: place.tier for place in outside.communication.placement}["tp"] == "infiniband"
+    assert {place.axis: place.tier for place in inside.communication.placement}["tp"] == "nvlink"
+
+
+def test_the_better_order_that_is_named_is_the_best_one_and_saves_what_is_said() -> None:
+    found = reports("mesh-order")
+    better = found["base"].communication.better_order
+    assert better is not None
+    assert (better.axis, better.tier, better.instead_of) == ("tp", "nvlink", "infiniband")
+    assert better.step_time_s == found["tensor-first"].step.time_s
+    assert better.saved_s == pytest.approx(found["base"].step.time_s - found["tensor-first"].step.time_s, rel=1e-12)
+    assert any("keeps tp inside nvlink" in warning for warning in found["base"].warnings)
+    assert found["tensor-first"].communication.better_order is None
+
+
+@pytest.mark.parametrize(("variant", "left"), [("base", 1 / 2), ("lost-rail", 7 / 8)])
+def test_a_fault_of_network_cards_slows_data_parallelism_as_much_as_it_leaves_of_them(
+    variant: str, left: float
+) -> None:
+    """A card at half rate: half. A lost rail: the traffic of eight cards goes over seven."""
+    found = reports("failed-rail")
+    assert time_s(found[variant], "dp") == pytest.approx(time_s(found["whole"], "dp") / left, rel=0.05)
+    assert found[variant].step.time_s > found["whole"].step.time_s
+
+
+def test_the_slow_card_is_named_as_the_busiest_link() -> None:
+    busiest = reports("failed-rail")["base"].communication.busiest_link
+    assert busiest is not None
+    assert busiest.class_.endswith("slow link of rank 21")
+    assert busiest.capacity_bytes_per_s == pytest.approx(PORT / 2)
+    assert busiest.use_fraction > 0.9
+
+
+def test_a_pipeline_over_two_sites_sends_a_message_each_way_for_each_microbatch() -> None:
+    """64 ranks of the two stages at the boundary, 16 microbatches, forward and backward."""
+    report = reports("two-sites")["base"]
+    assert sent_over(report, "pp", "wide-area") == 64 * 2 * 16 * HOP_OF_70B
+    across = {
+        (flow.from_pipeline_rank, flow.to_pipeline_rank)
+        for flow in report.communication.matrix
+        if flow.axis == "pp" and {flow.from_pipeline_rank, flow.to_pipeline_rank} == {1, 2}
+    }
+    assert across == {(1, 2), (2, 1)}
+
+
+def test_distance_between_sites_delays_each_message_of_the_pipeline() -> None:
+    """2,900 km more are 14.5 ms more for each of the 32 messages of a stage at the boundary."""
+    near, far = (reports("two-sites")[name] for name in ("base", "far-apart"))
+    assert far.step.slowest_class in ("pipeline rank 1", "pipeline rank 2")
+    message_s = 3000 * 5e-6 + HOP_OF_70B / (1.6e12 / 8 / 128 * 0.9)
+    assert time_s(far, "pp") == pytest.approx(16 * 2 * message_s, rel=0.06)
+    assert far.step.time_s > near.step.time_s + 2 * 14.5e-3
+
+
+def test_data_parallelism_over_two_sites_takes_as_long_as_the_wide_area_needs() -> None:
+    """A ring of 8 replicas, 4 in each site, crosses twice: a quarter of what all send goes between the sites."""
+    report = reports("two-sites")["data-across"]
+    sent = sent_per_rank(report, "dp") * 256
+    assert sent_over(report, "dp", "wide-area") == pytest.approx(sent / 4, rel=1e-3)
+    assert time_s(report, "dp") == pytest.approx(sent / 4 / (2 * 1.6e12 / 8 * 0.9), rel=0.06)
+    better = report.communication.better_order
+    assert better is not None
+    assert (better.axis, better.tier, better.instead_of) == ("dp", "infiniband", "wide-area")
+    assert better.step_time_s == reports("two-sites")["base"].step.time_s
