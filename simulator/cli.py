@@ -340,8 +340,11 @@ def _write_trace(name: str | None, trace: Any, classes: Sequence[str] | None = N
 def _write_others(outcome: Outcome, files: dict[str, str | None], window: str | None) -> None:
     from simulator.outputs import write_picture_file, write_snapshot_file, write_table_file
 
-    write_table_file("--timeline", files["--timeline"], outcome.timeline)
-    write_table_file("--tier-use", files["--tier-use"], outcome.tier_use)
+    if files["--timeline"] is not None:
+        write_table_file("--timeline", files["--timeline"], outcome.timeline)
+    if files["--tier-use"] is not None:
+        write_table_file("--tier-use", files["--tier-use"], outcome.tier_use)
+        _tell_left_out("table of the tiers' use", outcome.tier_use_left_out, chosen="")
     picture, snapshot = files["--picture"], files["--memory-snapshot"]
     if picture is not None and outcome.pipeline is not None:
         missing = write_picture_file(picture, outcome.pipeline, window)
@@ -351,10 +354,10 @@ def _write_others(outcome: Outcome, files: dict[str, str | None], window: str | 
         write_snapshot_file(snapshot, outcome.snapshot)
 
 
-def _tell_left_out(what: str, count: int) -> None:
+def _tell_left_out(what: str, count: int, chosen: str = "; --timeline-class chooses") -> None:
     if count:
         classes = f"{count} rank class{'es' if count > 1 else ''}"
-        tell(f"the {what} leaves out {classes} to stay within a size that viewers open; --timeline-class chooses")
+        tell(f"the {what} leaves out {classes} to stay within a size that viewers open{chosen}")
 
 
 def _require_use(option: str, value: object, users: dict[str, str | None]) -> None:

@@ -30,7 +30,7 @@ class Wanted:
     """What is wanted of a simulation beside its figures."""
 
     levers: bool = True
-    """Changes that may make it fit, if it does not."""
+    """Changes that may make it fit, if it does not, and another order of the axes that may shorten the step."""
     explain: bool = False
     """Changes that lower its memory, also if it fits."""
     trace: bool = False
@@ -63,6 +63,8 @@ class Outcome:
     """Every task that ran, if wanted."""
     tier_use: pl.DataFrame | None
     """How full the links are over the step, if wanted."""
+    tier_use_left_out: int
+    """Rank classes that this leaves out, as all together ran too many tasks to be kept."""
     pipeline: PipelineActions | None
     """When each action of the pipeline ran, if wanted."""
 
@@ -75,7 +77,7 @@ def simulate_in_full(scenario: Scenario, wanted: Wanted, progress: Progress | No
     """
     require_valid(scenario)
     simulated = run_steps(scenario, record_spans=_recording(wanted), progress=progress)
-    simulated = with_comparisons(simulated, run_steps, progress)
+    simulated = with_comparisons(simulated, run_steps, progress, orders=wanted.levers)
     recording = record_class(simulated, wanted.memory_class) if wanted.snapshot else None
     levers = levers_of(run_steps, always=wanted.explain) if wanted.levers or wanted.explain else None
     return Outcome(
@@ -84,6 +86,7 @@ def simulate_in_full(scenario: Scenario, wanted: Wanted, progress: Progress | No
         snapshot=recording,
         timeline=span_table(simulated, _shown(simulated.step, wanted)) if wanted.timeline else None,
         tier_use=tier_use_table(simulated) if wanted.tier_use else None,
+        tier_use_left_out=len(simulated.step.program.classes) - len(_used(simulated.step)) if wanted.tier_use else 0,
         pipeline=actions_of_step(simulated) if wanted.pipeline else None,
     )
 
@@ -93,7 +96,7 @@ def _recording(wanted: Wanted) -> Callable[[LoweredStep], Collection[int]] | boo
 
     def chosen(step: LoweredStep) -> set[int]:
         shown = _shown(step, wanted) if wanted.trace or wanted.timeline else []
-        used = classes_to_show(step, max_spans=MAX_USE_SPANS) if wanted.tier_use else []
+        used = _used(step) if wanted.tier_use else []
         return {*shown, *used, *(classes_to_draw(step) if wanted.pipeline else [])}
 
     return chosen if wanted.trace or wanted.timeline or wanted.tier_use or wanted.pipeline else False
@@ -101,6 +104,10 @@ def _recording(wanted: Wanted) -> Callable[[LoweredStep], Collection[int]] | boo
 
 def _shown(step: LoweredStep, wanted: Wanted) -> list[int]:
     return classes_to_show(step, wanted.timeline_classes)
+
+
+def _used(step: LoweredStep) -> list[int]:
+    return classes_to_show(step, max_spans=MAX_USE_SPANS)
 
 
 def _trace(simulated: Simulated, wanted: Wanted) -> Trace:

@@ -95,11 +95,11 @@ def write_trace_file(name: str, trace: Trace) -> int:
     return len(left_out)
 
 
-def write_table_file(option: str, name: str | None, table: pl.DataFrame | None) -> None:
-    """Writes a table of spans, or of the use of links, if it is wanted."""
+def write_table_file(option: str, name: str, table: pl.DataFrame | None) -> None:
+    """Writes a table of spans, or of the use of links, if there is one."""
     from simulator.report.spans import TableFormat, table_format
 
-    if name is None or table is None:
+    if table is None:
         return
     if table_format(name, option) is TableFormat.CSV:
         write_output(option, name, lambda file: file.write(table.write_csv()))
