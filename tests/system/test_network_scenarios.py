@@ -15,6 +15,8 @@ FOLDER = Path(__file__).parents[2] / "scenarios"
 PORT = 50e9 * 0.95
 """Bytes a second that a network card of 400 Gb/s reaches."""
 NVLINK = 450e9 * 0.853
+WIDE_AREA = 1.6e12 / 8 * 0.9
+"""From one site to the other."""
 HOP_OF_70B = 8192 * 8192 * 2 // 8
 """Bytes of a message between stages: a sequence of hidden states in bf16, a tensor rank's eighth."""
 
@@ -38,13 +40,23 @@ def sent_over(report: Report, axis: str, tier: str) -> int:
     return sum(row.total_bytes for row in report.communication.volumes if (row.axis, row.tier) == (axis, tier))
 
 
+def full_s(report: Report, link: str) -> float:
+    """Returns how long the fullest link of a kind would carry what it does at its full rate."""
+    (found,) = (each for each in report.communication.links if each.link == link)
+    return found.use_fraction * report.step.time_s
+
+
 @pytest.mark.parametrize(("variant", "ratio"), [("one-to-one", 1), ("one-to-three", 3), ("base", 7)])
-def test_data_parallelism_over_a_spine_takes_as_much_longer_as_the_spine_is_narrower(variant: str, ratio: int) -> None:
-    """Eight replicas: 7/8 of 4 bytes of gradient and 2 of weight for each of a rank's parameters, at 1/ratio."""
+def test_a_spine_is_full_for_as_much_longer_as_it_is_narrower(variant: str, ratio: int) -> None:
+    """Eight replicas: 7/8 of 4 bytes of gradient and 2 of weight for each of a rank's parameters, at 1/ratio.
+
+    The last copy of a ring of eight adds some percent. Stages that reduce at other times have more than their share.
+    """
     report = reports("oversubscribed-spine")[variant]
     by_hand = 7 / 8 * (4 + 2) * report.parameters.total / 32
     assert sent_per_rank(report, "dp") == pytest.approx(by_hand, rel=0.01)
-    assert time_s(report, "dp") == pytest.approx(by_hand * ratio / PORT, rel=0.06)
+    assert full_s(report, "spine uplink") == pytest.approx(by_hand * ratio / PORT, rel=0.1)
+    assert max(1.0, ratio / 2) * by_hand / PORT < time_s(report, "dp") < 1.1 * ratio * by_hand / PORT
 
 
 def test_what_a_narrow_spine_costs_is_what_the_backward_pass_does_not_hide() -> None:
@@ -52,7 +64,7 @@ def test_what_a_narrow_spine_costs_is_what_the_backward_pass_does_not_hide() -> 
     longer = narrow.step.time_s - wide.step.time_s
     exposed = narrow.step.breakdown_s["dp"] - wide.step.breakdown_s["dp"]
     assert longer == pytest.approx(exposed, rel=0.05)
-    assert 0.2 * wide.step.time_s < longer < time_s(narrow, "dp")
+    assert 0.15 * wide.step.time_s < longer < time_s(narrow, "dp")
     busiest = narrow.communication.busiest_link
     assert busiest is not None
     assert (busiest.link, busiest.tier) == ("spine uplink", "spine")
@@ -115,11 +127,14 @@ def test_a_pipeline_over_two_sites_sends_a_message_each_way_for_each_microbatch(
 
 
 def test_distance_between_sites_delays_each_message_of_the_pipeline() -> None:
-    """2,900 km more are 14.5 ms more for each of the 32 messages of a stage at the boundary."""
+    """2,900 km more are 14.5 ms more for each of the 32 messages of a stage at the boundary.
+
+    Its 64 ranks have the links between the sites to themselves, or share them with as many others.
+    """
     near, far = (reports("two-sites")[name] for name in ("base", "far-apart"))
     assert far.step.slowest_class in ("pipeline rank 1", "pipeline rank 2")
-    message_s = 3000 * 5e-6 + HOP_OF_70B / (1.6e12 / 8 / 128 * 0.9)
-    assert time_s(far, "pp") == pytest.approx(16 * 2 * message_s, rel=0.06)
+    alone_s, shared_s = (3000 * 5e-6 + HOP_OF_70B / (WIDE_AREA / ranks) for ranks in (64, 128))
+    assert 16 * 2 * alone_s < time_s(far, "pp") < 1.05 * 16 * 2 * shared_s
     assert far.step.time_s > near.step.time_s + 2 * 14.5e-3
 
 
@@ -128,7 +143,8 @@ def test_data_parallelism_over_two_sites_takes_as_long_as_the_wide_area_needs() 
     report = reports("two-sites")["data-across"]
     sent = sent_per_rank(report, "dp") * 256
     assert sent_over(report, "dp", "wide-area") == pytest.approx(sent / 4, rel=1e-3)
-    assert time_s(report, "dp") == pytest.approx(sent / 4 / (2 * 1.6e12 / 8 * 0.9), rel=0.06)
+    assert full_s(report, "wide-area uplink") == pytest.approx(sent / 4 / 2 / WIDE_AREA, rel=0.1)
+    assert report.step.breakdown_s["dp"] > 0.5 * sent / 4 / 2 / WIDE_AREA
     better = report.communication.better_order
     assert better is not None
     assert (better.axis, better.tier, better.instead_of) == ("dp", "infiniband", "wide-area")
