@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, TypeVar
@@ -120,6 +120,8 @@ class Registry:
     communicators: Names[tuple[Party, str]] = field(default_factory=Names)
     """Slots by (party, stream): a party has one on each stream, as NCCL communicators do."""
     events: list[EventSlot] = field(default_factory=list)
+    uplinks: Mapping[int, int] = field(default_factory=dict)
+    """Port to the first of the two resource slots of the shared uplinks behind it."""
     _event_numbers: dict[str, int] = field(default_factory=dict)
 
     def event(self, name: str, *, shared_over_calls: bool = False) -> int:
@@ -322,7 +324,7 @@ class RoutineBuilder:
                 stream=self.registry.streams.number(stream),
                 category=CATEGORIES.index(category),
                 duration_ps=picoseconds(exchange.traffic.latency_s),
-                demands=_demands(exchange),
+                demands=_demands(exchange, self.registry.uplinks),
                 communicator=slot,
                 waits=waits,
                 records=records,
@@ -335,11 +337,12 @@ def picoseconds(seconds: float) -> int:
     return round(seconds * PICOSECONDS_PER_SECOND)
 
 
-def _demands(exchange: Exchange) -> tuple[Demand, ...]:
+def _demands(exchange: Exchange, uplinks: Mapping[int, int]) -> tuple[Demand, ...]:
     directions = {Direction.BOTH: (OUT, IN), Direction.SEND: (OUT,), Direction.RECEIVE: (IN,)}[exchange.direction]
     return tuple(
-        Demand(resource=2 * port + direction, bytes=count)
+        Demand(resource=first + direction, bytes=count)
         for port, count in exchange.traffic.demands
+        for first in (2 * port, *([uplinks[port]] if port in uplinks else []))
         for direction in directions
     )
 

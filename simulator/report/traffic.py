@@ -12,7 +12,8 @@ from simulator.cost.collectives import Port, time_alone_s
 from simulator.engine import Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category, Direction
-from simulator.lowering.step import NUM_DIRECTIONS, LoweredStep
+from simulator.lowering.resources import NUM_DIRECTIONS
+from simulator.lowering.step import LoweredStep
 from simulator.parallel.mesh import DeviceMesh
 from simulator.report.result import AxisTraffic, Communication, TierTraffic
 
@@ -129,7 +130,7 @@ def _by_tier(
     timeline: Timeline,
     num_ranks: int,
 ) -> list[TierTraffic]:
-    busy = timeline.resource_busy_ps.reshape(len(step.program.classes), -1)
+    busy = timeline.resource_busy_ps[np.array([each.resources for each in step.program.classes])]
     rows = []
     for tier in mesh.cluster.tiers:
         slots = [
