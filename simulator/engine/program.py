@@ -33,7 +33,8 @@ its rate λ[t] is in bytes of B[t] per second, so it takes λ[t]·b[t,r]/B[t] of
 sets the rates: those of all flows rise together until a resource is full, whose users then keep theirs while the others
 go on rising. So a transfer of eight flows gets eight times what one flow gets, whether they are one class or eight. A
 transfer that meets nobody takes its latency and ceil(max_r b[t,r] / capacity[r]) picoseconds. An end that is less than
-2^-48 of the moving time above a whole picosecond is that picosecond: what rounding leaves there does not count.
+2^-40 of the moving time above a whole picosecond is that picosecond, and rates are rounded to 40 binary digits: so what
+rounding leaves in sums over many flows or one class of them does not count.
 """
 
 from __future__ import annotations
@@ -46,8 +47,10 @@ import numpy as np
 import numpy.typing as npt
 
 PICOSECONDS_PER_SECOND = 1_000_000_000_000
-ENDING = PICOSECONDS_PER_SECOND * (1 - 2.0**-48)
+ENDING = PICOSECONDS_PER_SECOND * (1 - 2.0**-40)
 """Picoseconds of a second for the ends of transfers, which are rounded up: a little less, for what rounding leaves."""
+SPLIT = 2.0**13 + 1
+"""What a rate is multiplied by to round it to 40 of 53 binary digits (Veltkamp 1968; Dekker 1971)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

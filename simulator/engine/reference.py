@@ -19,7 +19,7 @@ import numpy as np
 
 from simulator.engine.check import check_program
 from simulator.engine.deadlock import BlockedStream, deadlock_error
-from simulator.engine.program import ENDING, OWN_PACE, PICOSECONDS_PER_SECOND, Program, Task, pace_units
+from simulator.engine.program import ENDING, OWN_PACE, PICOSECONDS_PER_SECOND, SPLIT, Program, Task, pace_units
 from simulator.engine.reference_counters import Change, KeptLog, peak
 from simulator.engine.timeline import SPAN_DTYPE, Timeline
 
@@ -114,6 +114,7 @@ def fair_rates(transfers: Sequence[Transfer], capacity: Sequence[float]) -> list
                     used += share[resource] * rate
             if rising > 0.0 and (capacity[resource] - used) / rising < lowest:
                 lowest, tightest = (capacity[resource] - used) / rising, resource
+        lowest = lowest * SPLIT - (lowest * SPLIT - lowest)
         reached = max(reached, lowest)  # levels do not fall, but for rounding
         for position, share in enumerate(shares):
             if tightest in share and rates[position] is None:

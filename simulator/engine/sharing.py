@@ -12,7 +12,7 @@ import math
 import numba
 import numpy as np
 
-from simulator.engine.program import ENDING, PICOSECONDS_PER_SECOND
+from simulator.engine.program import ENDING, PICOSECONDS_PER_SECOND, SPLIT
 from simulator.engine.tables import (
     ALONE_RATE,
     ALONE_S,
@@ -57,6 +57,7 @@ def join(plan, state, owner, now):  # type: ignore[no-untyped-def]
         else:
             is_alone = False
         state.num_users[resource] += 1
+    alone = alone * SPLIT - (alone * SPLIT - alone)
     state.transfers[owner, TRANSFER_SINCE] = now
     state.speeds[owner, LEFT_BYTES], state.speeds[owner, ALONE_RATE] = largest, alone
     if is_alone:
@@ -155,7 +156,7 @@ def _fill(plan, state, num_rising):  # type: ignore[no-untyped-def]
             level = state.level[resource]
             if level < lowest or (level == lowest and resource < tightest):
                 lowest, tightest = level, resource
-        reached = max(reached, lowest)
+        reached = max(reached, lowest * SPLIT - (lowest * SPLIT - lowest))
         for user in range(plan.user_begin[tightest], plan.user_begin[tightest] + state.num_users[tightest]):
             owner = state.users[user]
             if state.new_rate[owner] < 0.0:

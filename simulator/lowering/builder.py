@@ -12,6 +12,7 @@ from simulator.cost.memory import ZERO, Levels, along
 from simulator.cost.pass_memory import At
 from simulator.engine import CounterChange, Demand, EventSlot, Routine, Task
 from simulator.engine.program import PICOSECONDS_PER_SECOND
+from simulator.lowering.interference import Interfering, Kernel, slowed
 from simulator.parallel.mesh import Group
 
 OUT, IN = 0, 1
@@ -122,6 +123,8 @@ class Registry:
     events: list[EventSlot] = field(default_factory=list)
     uplinks: Mapping[int, int] = field(default_factory=dict)
     """Port to the first of the two resource slots of the shared uplinks behind it."""
+    interfering: Interfering | None = None
+    """How collectives slow the compute beside them; None: not at all."""
     _event_numbers: dict[str, int] = field(default_factory=dict)
 
     def event(self, name: str, *, shared_over_calls: bool = False) -> int:
@@ -160,6 +163,7 @@ class RoutineBuilder:
     tasks: list[Task] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     swings: list[At] = field(default_factory=list)
+    _kernels: dict[int, Kernel] = field(default_factory=dict)
     _seconds: float = 0.0
     _label: str = ""
     _category: Category = Category.COMPUTE
@@ -283,7 +287,9 @@ class RoutineBuilder:
         """Returns the routine; `chunk`: the stage that it works on, by its number on the rank."""
         self.cut()
         return WrittenRoutine(
-            routine=Routine(name=self.name, tasks=tuple(self.tasks)),
+            routine=Routine(
+                name=self.name, tasks=slowed(self.tasks, self._kernels, self.registry.streams.number(COMPUTE_STREAM))
+            ),
             exchanges=tuple(self.exchanges),
             swings=tuple(self.swings),
             chunk=chunk,
@@ -318,6 +324,8 @@ class RoutineBuilder:
         if self.meets(party):
             slot = self.registry.communicators.number((party, stream))
         self.exchanges.append(exchange)
+        if self.registry.interfering is not None:
+            self._kernels[len(self.tasks)] = self.registry.interfering.kernel(exchange.traffic)
         self.tasks.append(
             Task(
                 name=f"{exchange.label} {exchange.axis}",

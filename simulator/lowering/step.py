@@ -26,6 +26,7 @@ from simulator.lowering.builder import (
 from simulator.lowering.chunks import Chunk, ChunkPass
 from simulator.lowering.data import DataLowering
 from simulator.lowering.edges import EdgeWriter
+from simulator.lowering.interference import Interfering
 from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members
 from simulator.lowering.offload import HostLowering
@@ -88,7 +89,10 @@ def lower_step(
     """
     members = folded_members(mesh) if members is None else members
     slots = slots_of(costs, mesh)
-    registry = Registry(uplinks=slots.uplinks)
+    scale = assumptions.communication_interference
+    registry = Registry(
+        uplinks=slots.uplinks, interfering=Interfering(ports=costs.ports, scale=scale) if scale else None
+    )
     registry.streams.number(COMPUTE_STREAM)
     transfers = Transfers(mesh, assumptions.collectives)
     passes = PassLowering(

@@ -28,9 +28,14 @@ often = settings(max_examples=60, deadline=None, derandomize=True)
 
 @st.composite
 def crowded(draw: st.DrawFn) -> Scenario:
-    """A scenario on a cluster whose uplinks are short."""
+    """A scenario on a cluster whose uplinks are short, with and without what kernels take from compute."""
     scenario = draw(scenarios(max_ranks=24, max_microbatches=4))
-    scenario = replace(scenario, cluster=draw(st.sampled_from(CLUSTERS)))
+    interference = {"communication_interference": draw(st.sampled_from([0.0, 1.0]))}
+    scenario = replace(
+        scenario,
+        cluster=draw(st.sampled_from(CLUSTERS)),
+        assumptions=scenario.assumptions.model_copy(update=interference),
+    )
     assume(broken_rules(scenario) == ())
     return scenario
 
