@@ -155,7 +155,7 @@ def _segment_tables(
     """Return all segments in the order (variant, stream, sequence) as tables."""
     rows: list[tuple[int, ...]] = []
     waits: list[tuple[int, int]] = []
-    demands: list[tuple[int, int]] = []
+    demands: list[tuple[int, int, int]] = []
     blocks: list[tuple[int, ...]] = []
     logged_in_block: list[int] = []
     row_lists: dict[int, int] = {}
@@ -193,7 +193,7 @@ def _segment_tables(
     return _SegmentTables(
         np.array(rows, dtype=np.int64).reshape(len(rows), NUM_SEGMENT_COLUMNS),
         np.array(waits, dtype=np.int64).reshape(len(waits), 2),
-        np.array(demands, dtype=np.int64).reshape(len(demands), 2),
+        np.array(demands, dtype=np.int64).reshape(len(demands), 3),
         np.array(blocks, dtype=np.int64).reshape(len(blocks), NUM_BLOCK_COLUMNS),
         np.array(logged_in_block, dtype=np.int64),
         len(row_lists),

@@ -81,6 +81,8 @@ def _check_class(program: Program, rank_class: RankClass) -> None:
     if len(rank_class.initial) != len(program.counters):
         raise ProgramError(f"{_place(rank_class)}: `initial` needs one level for each counter")
     _check_numbers(rank_class, "resource", rank_class.resources, len(program.resources))
+    if rank_class.sharers and (len(rank_class.sharers) != len(rank_class.resources) or min(rank_class.sharers) < 1):
+        raise ProgramError(f"{_place(rank_class)}: `sharers` needs a number of at least 1 for each resource")
     _check_numbers(rank_class, "communicator", rank_class.communicators, len(program.communicators))
     if len(set(rank_class.communicators)) != len(rank_class.communicators):
         raise ProgramError(f"{_place(rank_class)}: a communicator is named twice")

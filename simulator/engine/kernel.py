@@ -18,7 +18,7 @@ from pathlib import Path
 import numba
 
 from simulator.engine import program, sharing, tables
-from simulator.engine.program import OWN_PACE, PICOSECONDS_PER_SECOND
+from simulator.engine.program import ENDING, OWN_PACE
 from simulator.engine.sharing import inlined, join, leave, pop_heap, set_in_heap, share
 from simulator.engine.tables import (
     ALONE_S,
@@ -38,6 +38,7 @@ from simulator.engine.tables import (
     FIRST_MEMBER,
     FIRST_WAITING,
     FIXED,
+    FLOW_BYTES,
     FREE,
     HEAP_SIZE,
     LATENCY,
@@ -322,7 +323,7 @@ def _begin(plan, state, owner, member, begin, latency):  # type: ignore[no-untyp
             size = float(state.moved_bytes[demand])
             seconds = max(seconds, size / plan.capacity[state.moved_resource[demand]])
         state.speeds[owner, ALONE_S] = seconds
-        moving = max(1, math.ceil(seconds * PICOSECONDS_PER_SECOND))
+        moving = max(1, math.ceil(seconds * ENDING))
         if is_contended:
             state.transfers[owner, TRANSFER_MEMBER] = member
             state.transfers[owner, TRANSFER_BEGIN] = begin
@@ -337,9 +338,12 @@ def _begin(plan, state, owner, member, begin, latency):  # type: ignore[no-untyp
 
 @inlined
 def _gather_demands(plan, state, owner, member):  # type: ignore[no-untyped-def]
-    """Add up the bytes of all members on each resource; return on how many, and whether one is contended."""
+    """Add up the bytes of all members on each resource; return on how many, and whether one is contended.
+
+    Keeps the size of the largest flow too.
+    """
     first = plan.demand_begin[owner]
-    num_demands, is_contended = 0, False
+    num_demands, is_contended, flow = 0, False, 0
     while member >= 0:
         segment = state.streams[member, SEGMENT]
         slots = plan.resource_begin[member // plan.num_streams]
@@ -352,9 +356,11 @@ def _gather_demands(plan, state, owner, member):  # type: ignore[no-untyped-def]
                 is_contended = is_contended or plan.contended[resource]
                 num_demands += 1
             state.moved_bytes[state.place[resource]] += plan.demands[demand, 1]
+            flow = max(flow, plan.demands[demand, 2])
         member = state.streams[member, NEXT]
     for demand in range(first, first + num_demands):
         state.place[state.moved_resource[demand]] = -1
+    state.speeds[owner, FLOW_BYTES] = float(flow)
     return num_demands, is_contended
 
 

@@ -65,14 +65,21 @@ def kinds_of(
         # Slots of one resource count as the first of them.
         same = np.argmax(resources[:, :, None] == resources[:, None, :], axis=2) if slots else resources
         speed, contended, lone = capacity[resources], meetings.is_contended[resources], participants[groups] == 1
+        sharers = _bound(bound.sharers, bound.resource_begin, each.classes, slots)
         rows: dict[bytes, list[int]] = {}
-        columns = np.concatenate([same, speed, contended, lone, is_logged[each.classes][:, None]], axis=1)
+        columns = np.concatenate([same, speed, contended, sharers, lone, is_logged[each.classes][:, None]], axis=1)
         for row, content in enumerate(columns):
             rows.setdefault(content.tobytes(), []).append(row)
         for alike in rows.values():
             row = alike[0]
             hardware = {
-                slot: (slot, slots[same[row, at]], float(speed[row, at]), bool(contended[row, at]))
+                slot: (
+                    slot,
+                    slots[same[row, at]],
+                    float(speed[row, at]),
+                    bool(contended[row, at]),
+                    int(sharers[row, at]),
+                )
                 for at, slot in enumerate(slots)
             }
             alone = frozenset(slot for at, slot in enumerate(group_slots) if lone[row, at])
@@ -97,7 +104,7 @@ def _variant(
     routine: int,
     use: RoutineUse,
     events: EventPlaces,
-    hardware: dict[int, tuple[int, int, float, bool]],
+    hardware: dict[int, tuple[int, int, float, bool, int]],
     alone: frozenset[int],
     *,
     is_logged: bool,

@@ -25,6 +25,8 @@ class Bindings:
     resource_begin: IntArray
     """`[class + 1]`: where the slots of a class begin in `resources`."""
     resources: npt.NDArray[np.int32]
+    sharers: npt.NDArray[np.int32]
+    """As `resources`: ranks of the class that use one such resource side by side."""
     communicator_begin: IntArray
     """`[class + 1]`: where the slots of a class begin in `communicators`."""
     communicators: npt.NDArray[np.int32]
@@ -57,6 +59,9 @@ def bindings_of(program: Program) -> Bindings:
     return Bindings(
         resource_begin=offsets([len(each.resources) for each in classes]),
         resources=np.fromiter(chain.from_iterable(each.resources for each in classes), dtype=np.int32),
+        sharers=np.fromiter(
+            chain.from_iterable(each.sharers or (1,) * len(each.resources) for each in classes), dtype=np.int32
+        ),
         communicator_begin=offsets([len(each.communicators) for each in classes]),
         communicators=np.fromiter(chain.from_iterable(each.communicators for each in classes), dtype=np.int32),
     )

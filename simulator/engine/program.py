@@ -16,7 +16,9 @@ Semantics, which the reference engine spells out and the compiled engine must eq
   else is rounded.
 * A transfer or a meeting without bytes takes `duration_ps`, whatever the pace.
 * A task with demands is a transfer: after `duration_ps` of latency it moves `bytes` over each resource it
-  names, all in step; transfers that move at the same time share every resource max-min fairly.
+  names, all in step; transfers that move at the same time share every resource max-min fairly. Where `sharers` ranks
+  of the class use one resource side by side, such as the uplink of the switch they hang on, it carries that many equal
+  flows of `bytes`.
 * A task with a communicator is a meeting: it begins when all participants of the communicator have reached
   their own task of the same sequence number (the k-th on that communicator); the latency is the largest of
   theirs, the demands are all of theirs together, and it ends for all of them at once. A class uses a
@@ -26,10 +28,13 @@ Semantics, which the reference engine spells out and the compiled engine must eq
 Time is in integer picoseconds. At one instant, first everything ends that ends at it, and what can begin
 because of that begins; then the transfers whose latency is over start to move; then rates are set, once.
 
-Rates: a transfer t moves b[t,r] bytes over resource r, at most B[t] = max_r b[t,r]. Its rate λ[t] is in bytes
-of B[t] per second, so it takes λ[t]·b[t,r]/B[t] of the capacity of r. Progressive filling sets the rates: all
-rise together until a resource is full, whose users then keep theirs while the others go on rising. A transfer
-that meets nobody takes its latency and ceil(max_r b[t,r] / capacity[r]) picoseconds.
+Rates: a transfer t moves b[t,r] bytes over resource r, all flows together. B[t] is the size of its largest flow, and
+its rate λ[t] is in bytes of B[t] per second, so it takes λ[t]·b[t,r]/B[t] of the capacity of r. Progressive filling
+sets the rates: those of all flows rise together until a resource is full, whose users then keep theirs while the others
+go on rising. So a transfer of eight flows gets eight times what one flow gets, whether they are one class or eight. A
+transfer that meets nobody takes its latency and ceil(max_r b[t,r] / capacity[r]) picoseconds. An end that is less than
+2^-40 of the moving time above a whole picosecond is that picosecond, and rates are rounded to 40 binary digits: so what
+rounding leaves in sums over many flows or one class of them does not count.
 """
 
 from __future__ import annotations
@@ -42,6 +47,10 @@ import numpy as np
 import numpy.typing as npt
 
 PICOSECONDS_PER_SECOND = 1_000_000_000_000
+ENDING = PICOSECONDS_PER_SECOND * (1 - 2.0**-40)
+"""Picoseconds of a second for the ends of transfers, which are rounded up: a little less, for what rounding leaves."""
+SPLIT = 2.0**13 + 1
+"""What a rate is multiplied by to round it to 40 of 53 binary digits (Veltkamp 1968; Dekker 1971)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +151,8 @@ class RankClass:
     """`[num_calls, 2]`: routine (index into `Program.routines`) and call index (0 <= index < `num_indices`)."""
     resources: tuple[int, ...] = ()
     """Resource slot of the tasks -> index into `Program.resources`."""
+    sharers: tuple[int, ...] = ()
+    """Resource slot -> ranks of the class that use one such resource side by side; empty: each has its own."""
     communicators: tuple[int, ...] = ()
     """Communicator slot of the tasks -> index into `Program.communicators`."""
     initial: tuple[int, ...] = ()
@@ -214,12 +225,20 @@ def longest_ps(program: Program) -> float:
             calls = np.bincount(routines, minlength=len(program.routines))
             counted[id(rank_class.calls)] = calls, tuple(np.flatnonzero(calls).tolist())
         calls, called = counted[id(rank_class.calls)]
-        own_ps, unit_ps = of_routines(tuple(capacity[resource] for resource in rank_class.resources), called)
+        own_ps, unit_ps = of_routines(tuple(rate_of_a_flow(rank_class, capacity)), called)
         total = float(own_ps @ calls)
         if rank_class.pace is not None:
             total += float(unit_ps[routines] @ (rank_class.pace - float(OWN_PACE)))
         longest = max(longest, total)
     return longest
+
+
+def rate_of_a_flow(rank_class: RankClass, capacity: Sequence[float]) -> list[float]:
+    """Returns for each resource slot of a class the bytes per second of one of its ranks when all use it alone."""
+    rates = [capacity[resource] for resource in rank_class.resources]
+    if rank_class.sharers:
+        rates = [rate / sharers for rate, sharers in zip(rates, rank_class.sharers, strict=True)]
+    return rates
 
 
 def _alone_ps(task: Task, capacity: Sequence[float]) -> float:

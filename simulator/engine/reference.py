@@ -19,7 +19,7 @@ import numpy as np
 
 from simulator.engine.check import check_program
 from simulator.engine.deadlock import BlockedStream, deadlock_error
-from simulator.engine.program import OWN_PACE, PICOSECONDS_PER_SECOND, Program, Task, pace_units
+from simulator.engine.program import ENDING, OWN_PACE, PICOSECONDS_PER_SECOND, SPLIT, Program, Task, pace_units
 from simulator.engine.reference_counters import Change, KeptLog, peak
 from simulator.engine.timeline import SPAN_DTYPE, Timeline
 
@@ -65,10 +65,12 @@ class Transfer:
 
     bytes_on: dict[int, int]
     """Bytes on each resource, not zero."""
+    flow_bytes: int
+    """Bytes of its largest flow."""
     rate: float = 0.0
-    """Bytes per second of the resource that carries most of its bytes."""
+    """Bytes per second of its largest flow."""
     left_bytes: float = 0.0
-    """Not yet moved at `since_ps`, of the resource that carries most of its bytes."""
+    """Not yet moved at `since_ps`, of its largest flow."""
     since_ps: int = 0
     """When the rate was last set."""
     plan: int = 0
@@ -78,9 +80,8 @@ class Transfer:
 
     @property
     def shares(self) -> dict[int, float]:
-        """Return the bytes on each resource per byte on the one that carries most."""
-        largest = float(max(self.bytes_on.values()))
-        return {resource: float(size) / largest for resource, size in self.bytes_on.items()}
+        """Return the bytes on each resource per byte of the largest flow."""
+        return {resource: float(size) / float(self.flow_bytes) for resource, size in self.bytes_on.items()}
 
 
 def fair_rates(transfers: Sequence[Transfer], capacity: Sequence[float]) -> list[float]:
@@ -94,7 +95,7 @@ def fair_rates(transfers: Sequence[Transfer], capacity: Sequence[float]) -> list
         capacity: Bytes per second of each resource.
 
     Returns:
-        Rate of each transfer, bytes per second of the resource that carries most of its bytes.
+        Rate of each transfer, bytes per second of its largest flow.
 
     Source: Bertsekas and Gallager, Data Networks, 2nd edition, section 6.5.2.
     """
@@ -113,6 +114,7 @@ def fair_rates(transfers: Sequence[Transfer], capacity: Sequence[float]) -> list
                     used += share[resource] * rate
             if rising > 0.0 and (capacity[resource] - used) / rising < lowest:
                 lowest, tightest = (capacity[resource] - used) / rising, resource
+        lowest = lowest * SPLIT - (lowest * SPLIT - lowest)
         reached = max(reached, lowest)  # levels do not fall, but for rounding
         for position, share in enumerate(shares):
             if tightest in share and rates[position] is None:
@@ -203,7 +205,7 @@ class _Simulation:
     def begin(self, members: list[_Stream]) -> None:
         """Begin a task, or a meeting of several streams."""
         bytes_on: defaultdict[int, int] = defaultdict(int)
-        latency_ps = 0
+        latency_ps = flow_bytes = 0
         for stream in members:
             task = stream.queue[stream.next][2]
             if stream.number == COMPUTE:
@@ -212,10 +214,13 @@ class _Simulation:
                 stream.busy_since_ps = self.now
             self.changes[stream.class_index] += [(self.now, True, stream.number, change) for change in task.at_start]
             latency_ps = max(latency_ps, task.duration_ps + pace_units(task) * (self.pace(stream) - OWN_PACE))
+            rank_class = self.program.classes[stream.class_index]
             for demand in task.demands:
-                bytes_on[self.program.classes[stream.class_index].resources[demand.resource]] += demand.bytes
+                sharers = rank_class.sharers[demand.resource] if rank_class.sharers else 1
+                bytes_on[rank_class.resources[demand.resource]] += sharers * demand.bytes
+                flow_bytes = max(flow_bytes, demand.bytes)
         moved = {resource: size for resource, size in bytes_on.items() if size > 0}
-        transfer = Transfer(bytes_on=moved, members=members, begin_ps=self.now)
+        transfer = Transfer(bytes_on=moved, flow_bytes=flow_bytes, members=members, begin_ps=self.now)
         if moved:
             self.at(self.now + latency_ps, MOVE, lambda: self.move(transfer))
         else:
@@ -223,7 +228,7 @@ class _Simulation:
 
     def move(self, transfer: Transfer) -> None:
         """Let a transfer join those that move."""
-        transfer.left_bytes = float(max(transfer.bytes_on.values()))
+        transfer.left_bytes = float(transfer.flow_bytes)
         self.moving.append(transfer)
         self.moving.sort(key=lambda each: min((stream.class_index, stream.number) for stream in each.members))
         for resource, size in transfer.bytes_on.items():
@@ -251,7 +256,7 @@ class _Simulation:
             if transfer.rate == 0.0 and rate == fair_rates([transfer], capacity)[0]:  # alone: free of rounded rates
                 left_s = max(float(size) / capacity[resource] for resource, size in transfer.bytes_on.items())
             transfer.rate, transfer.since_ps, transfer.plan = rate, self.now, transfer.plan + 1
-            end_ps = self.now + max(1, math.ceil(left_s * PICOSECONDS_PER_SECOND))
+            end_ps = self.now + max(1, math.ceil(left_s * ENDING))
             self.at(end_ps, END, lambda transfer=transfer, plan=transfer.plan: self.arrive(transfer, plan))  # type: ignore[misc]
 
     def arrive(self, transfer: Transfer, plan: int) -> None:

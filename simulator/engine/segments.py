@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from simulator.engine.events import COMPUTE_STREAM, EventPlaces, needed_waits
-from simulator.engine.program import PICOSECONDS_PER_SECOND, Program, Task, pace_units
+from simulator.engine.program import ENDING, Program, Task, pace_units
 from simulator.engine.tables import CONTENDED, FIXED, MEETING
 
 
@@ -24,8 +24,9 @@ class Variant:
     """Index into `Program.routines`."""
     events: EventPlaces
     """Where its events are kept."""
-    resources: tuple[tuple[int, int, float, bool], ...]
-    """For each resource slot of the routine: slot, first slot of the same resource, bytes per second, contended."""
+    resources: tuple[tuple[int, int, float, bool, int], ...]
+    """For each resource slot of the routine: slot, first slot of the same resource, bytes per second, contended,
+    sharers."""
     lone_communicators: tuple[int, ...]
     """Communicator slots of the routine whose only participant is the class: their meetings are plain tasks."""
     is_logged: bool
@@ -55,8 +56,8 @@ class Segment:
     """Of its last task."""
     communicator: int = 0
     """Slot, if it is a meeting."""
-    demands: list[tuple[int, int]] = field(default_factory=list)
-    """(resource slot, bytes), if it is not fixed."""
+    demands: list[tuple[int, int, int]] = field(default_factory=list)
+    """(resource slot, bytes of all flows, bytes of the task's largest flow), if it is not fixed."""
 
     @property
     def is_open(self) -> bool:
@@ -97,7 +98,9 @@ def segment_routine(program: Program, variant: Variant) -> SegmentedRoutine:
     """
     tasks = program.routines[variant.routine].tasks
     kept = {slot for slot, _ in variant.events.places}
-    resources = {slot: (first, capacity, contended) for slot, first, capacity, contended in variant.resources}
+    resources = {
+        slot: (first, capacity, contended, sharers) for slot, first, capacity, contended, sharers in variant.resources
+    }
     result = SegmentedRoutine(
         segments=[[] for _ in program.streams],
         num_tasks=len(tasks),
@@ -112,7 +115,8 @@ def segment_routine(program: Program, variant: Variant) -> SegmentedRoutine:
         bytes_on: dict[int, int] = defaultdict(int)
         for demand in task.demands:
             if demand.bytes > 0:
-                bytes_on[resources[demand.resource][0]] += demand.bytes
+                first, _, _, sharers = resources[demand.resource]
+                bytes_on[first] += sharers * demand.bytes
         for slot, size in bytes_on.items():
             result.resource_bytes[slot] += size
         kind = FIXED
@@ -125,7 +129,7 @@ def segment_routine(program: Program, variant: Variant) -> SegmentedRoutine:
         if kind == FIXED:
             if bytes_on:
                 whole_s = max(float(size) / resources[slot][1] for slot, size in bytes_on.items())
-                moving_ps = max(1, math.ceil(whole_s * PICOSECONDS_PER_SECOND))
+                moving_ps = max(1, math.ceil(whole_s * ENDING))
                 duration_ps += moving_ps
                 for slot in bytes_on:
                     result.resource_busy_ps[slot] += moving_ps
@@ -136,7 +140,8 @@ def segment_routine(program: Program, variant: Variant) -> SegmentedRoutine:
                 result.compute_ps[task.category] += duration_ps
                 result.compute_units[task.category] += units
         else:
-            segment.demands = list(bytes_on.items())
+            flow = max((demand.bytes for demand in task.demands), default=0)
+            segment.demands = [(slot, size, flow) for slot, size in bytes_on.items()]
             segment.communicator = task.communicator or 0
         segment.duration_ps += duration_ps
         segment.units += units

@@ -12,10 +12,11 @@ import math
 import numba
 import numpy as np
 
-from simulator.engine.program import PICOSECONDS_PER_SECOND
+from simulator.engine.program import ENDING, PICOSECONDS_PER_SECOND, SPLIT
 from simulator.engine.tables import (
     ALONE_RATE,
     ALONE_S,
+    FLOW_BYTES,
     HEAP_SIZE,
     LEFT_BYTES,
     NOT_IN_HEAP,
@@ -39,9 +40,7 @@ def join(plan, state, owner, now):  # type: ignore[no-untyped-def]
     """
     first = plan.demand_begin[owner]
     last = first + state.transfers[owner, TRANSFER_DEMANDS]
-    largest, is_alone = 0.0, True
-    for demand in range(first, last):
-        largest = max(largest, float(state.moved_bytes[demand]))
+    largest, is_alone = state.speeds[owner, FLOW_BYTES], True
     alone = np.inf
     for demand in range(first, last):
         resource = state.moved_resource[demand]
@@ -58,11 +57,12 @@ def join(plan, state, owner, now):  # type: ignore[no-untyped-def]
         else:
             is_alone = False
         state.num_users[resource] += 1
+    alone = alone * SPLIT - (alone * SPLIT - alone)
     state.transfers[owner, TRANSFER_SINCE] = now
     state.speeds[owner, LEFT_BYTES], state.speeds[owner, ALONE_RATE] = largest, alone
     if is_alone:
         state.speeds[owner, RATE] = alone
-        moving = math.ceil(state.speeds[owner, ALONE_S] * PICOSECONDS_PER_SECOND)
+        moving = math.ceil(state.speeds[owner, ALONE_S] * ENDING)
         set_in_heap(state, owner, 2 * (now + max(1, moving)))
         return
     state.speeds[owner, RATE] = 0.0
@@ -137,7 +137,7 @@ def share(plan, state, now):  # type: ignore[no-untyped-def]
             left_s = speeds[owner, ALONE_S]
         speeds[owner, RATE] = rate
         state.transfers[owner, TRANSFER_SINCE] = now
-        rest = math.ceil(left_s * PICOSECONDS_PER_SECOND)
+        rest = math.ceil(left_s * ENDING)
         set_in_heap(state, owner, 2 * (now + max(1, rest)))
     return num_reached
 
@@ -156,7 +156,7 @@ def _fill(plan, state, num_rising):  # type: ignore[no-untyped-def]
             level = state.level[resource]
             if level < lowest or (level == lowest and resource < tightest):
                 lowest, tightest = level, resource
-        reached = max(reached, lowest)
+        reached = max(reached, lowest * SPLIT - (lowest * SPLIT - lowest))
         for user in range(plan.user_begin[tightest], plan.user_begin[tightest] + state.num_users[tightest]):
             owner = state.users[user]
             if state.new_rate[owner] < 0.0:

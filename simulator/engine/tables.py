@@ -68,9 +68,10 @@ NUM_COMMUNICATOR_COLUMNS = 4
 TRANSFER_MEMBER, TRANSFER_BEGIN, TRANSFER_SINCE, TRANSFER_DEMANDS = range(4)
 NUM_TRANSFER_COLUMNS = 4
 
-# Columns of `State.speeds`: bytes left on the resource with most bytes, rate; seconds and rate of a transfer alone.
-LEFT_BYTES, RATE, ALONE_S, ALONE_RATE = range(4)
-NUM_SPEED_COLUMNS = 4
+# Columns of `State.speeds`: bytes of the largest flow, what is left of them, and its rate; seconds and rate of a lone
+# transfer.
+FLOW_BYTES, LEFT_BYTES, RATE, ALONE_S, ALONE_RATE = range(5)
+NUM_SPEED_COLUMNS = 5
 
 UNRECORDED = -1
 FIRST_WAITING = -2
@@ -94,7 +95,7 @@ class Plan(NamedTuple):
     num_streams: int
     segments: Any  # int64 [segment, column]
     waits: Any  # int64 [wait, column]
-    demands: Any  # int64 [demand, (resource slot, bytes)]
+    demands: Any  # int64 [demand, (resource slot, bytes of all flows, bytes of the task's largest flow)]
     blocks: Any  # int64 [block, column]
     calls: Any  # int32 [call of a stream, column]; streams of classes that run the same have the same ones
     calls_end: Any  # int64 [stream]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, TypeVar
@@ -12,6 +12,7 @@ from simulator.cost.memory import ZERO, Levels, along
 from simulator.cost.pass_memory import At
 from simulator.engine import CounterChange, Demand, EventSlot, Routine, Task
 from simulator.engine.program import PICOSECONDS_PER_SECOND
+from simulator.lowering.interference import Interfering, Kernel, slowed
 from simulator.parallel.mesh import Group
 
 OUT, IN = 0, 1
@@ -127,6 +128,10 @@ class Registry:
     communicators: Names[tuple[Party, str]] = field(default_factory=Names)
     """Slots by (party, stream): a party has one on each stream, as NCCL communicators do."""
     events: list[EventSlot] = field(default_factory=list)
+    uplinks: Mapping[int, int] = field(default_factory=dict)
+    """Port to the first of the two resource slots of the shared uplinks behind it."""
+    interfering: Interfering | None = None
+    """How collectives slow the compute beside them; None: not at all."""
     _event_numbers: dict[str, int] = field(default_factory=dict)
 
     def event(self, name: str, *, shared_over_calls: bool = False) -> int:
@@ -165,6 +170,7 @@ class RoutineBuilder:
     tasks: list[Task] = field(default_factory=list)
     exchanges: list[Exchange] = field(default_factory=list)
     swings: list[At] = field(default_factory=list)
+    _kernels: dict[int, Kernel] = field(default_factory=dict)
     _seconds: float = 0.0
     _label: str = ""
     _category: Category = Category.COMPUTE
@@ -288,7 +294,9 @@ class RoutineBuilder:
         """Returns the routine; `chunk`: the stage that it works on, by its number on the rank."""
         self.cut()
         return WrittenRoutine(
-            routine=Routine(name=self.name, tasks=tuple(self.tasks)),
+            routine=Routine(
+                name=self.name, tasks=slowed(self.tasks, self._kernels, self.registry.streams.number(COMPUTE_STREAM))
+            ),
             exchanges=tuple(self.exchanges),
             swings=tuple(self.swings),
             chunk=chunk,
@@ -323,13 +331,15 @@ class RoutineBuilder:
         if self.meets(party):
             slot = self.registry.communicators.number((party, stream))
         self.exchanges.append(replace(exchange, party=party))
+        if self.registry.interfering is not None:
+            self._kernels[len(self.tasks)] = self.registry.interfering.kernel(exchange.traffic)
         self.tasks.append(
             Task(
                 name=f"{exchange.label} {exchange.axis}",
                 stream=self.registry.streams.number(stream),
                 category=CATEGORIES.index(category),
                 duration_ps=picoseconds(exchange.traffic.latency_s),
-                demands=_demands(exchange),
+                demands=_demands(exchange, self.registry.uplinks),
                 communicator=slot,
                 waits=waits,
                 records=records,
@@ -342,11 +352,12 @@ def picoseconds(seconds: float) -> int:
     return round(seconds * PICOSECONDS_PER_SECOND)
 
 
-def _demands(exchange: Exchange) -> tuple[Demand, ...]:
+def _demands(exchange: Exchange, uplinks: Mapping[int, int]) -> tuple[Demand, ...]:
     directions = {Direction.BOTH: (OUT, IN), Direction.SEND: (OUT,), Direction.RECEIVE: (IN,)}[exchange.direction]
     return tuple(
-        Demand(resource=2 * port + direction, bytes=count)
+        Demand(resource=first + direction, bytes=count)
         for port, count in exchange.traffic.demands
+        for first in (2 * port, *([uplinks[port]] if port in uplinks else []))
         for direction in directions
     )
 

@@ -31,12 +31,13 @@ _LAST_SHIFT = 31
 """Constants of SplitMix64."""
 
 
-def refined(colours: Colours, groups: Sequence[Digits]) -> Colours:
+def refined(colours: Colours, groups: Sequence[Digits], runs: Sequence[int] = ()) -> Colours:
     """Returns the coarsest stable refinement of some colours: classes numbered by their lowest ranks.
 
     Args:
         colours: `[ranks]`: colour of each rank, any integers.
         groups: kinds of groups, each a division of all ranks.
+        runs: lengths of runs of ranks that share something, such as uplinks; the last run may be shorter.
     """
     wide = [digits for digits in dict.fromkeys(groups) if count_of(digits) > 1]
     found = hashed(colours.astype(np.uint64), salt=0)
@@ -45,6 +46,8 @@ def refined(colours: Colours, groups: Sequence[Digits]) -> Colours:
         mixed = found.copy()
         for number, digits in enumerate(wide, start=1):
             mixed += hashed(group_sums(found, digits), salt=number)
+        for number, size in enumerate(runs, start=len(wide) + 1):
+            mixed += hashed(run_sums(found, size), salt=number)
         found = hashed(mixed, salt=0)
         before, num_colours = num_colours, _num_distinct(found)
         if num_colours == before:
@@ -82,6 +85,12 @@ def group_sums(values: Hashes, digits: Digits) -> Hashes:
     grid = values.reshape(shape[::-1])
     sums = grid.sum(axis=tuple(last - axis for axis in axes), keepdims=True, dtype=np.uint64)
     return np.ascontiguousarray(np.broadcast_to(sums, grid.shape)).reshape(-1)
+
+
+def run_sums(values: Hashes, size: int) -> Hashes:
+    """Returns for each rank the sum of the values of its run of `size` ranks, modulo 2^64."""
+    sums: Hashes = np.repeat(np.add.reduceat(values, np.arange(0, len(values), size)), size)[: len(values)]
+    return sums
 
 
 def numbered(values: npt.NDArray[np.generic]) -> Colours:

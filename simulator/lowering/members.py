@@ -16,6 +16,7 @@ import numpy.typing as npt
 from simulator.errors import SimulatorFault
 from simulator.lowering.builder import BoundaryEnd, Message, Pair, Party
 from simulator.lowering.colours import Colours, group_sums, hashed, numbered, refined
+from simulator.lowering.uplinks import Domains, coloured_domains, folded_domains, single_domains, uplink_tiers
 from simulator.parallel.groups import Digits, Ranks, count_of, first_of_group, ranks_of_group
 from simulator.parallel.layout import Axis
 from simulator.parallel.mesh import DeviceMesh, Group
@@ -53,6 +54,8 @@ class Membership:
     """For each kind of device group, who meets in it; kinds in which no two classes meet are left out."""
     pipelines: Colours
     """`[class]`: which pipeline a class belongs to; those alike are one."""
+    domains: Mapping[int, Domains] = field(default_factory=dict)
+    """For each tier whose uplinks ranks share, who lies in which domain below them."""
     bandwidth: Mapping[tuple[int, int], npt.NDArray[np.float64]] = field(default_factory=dict)
     """For each (tier, torus axis) with slow links, `[class]`: share of bandwidth that is left of a class's ports."""
 
@@ -105,6 +108,7 @@ def folded_members(mesh: DeviceMesh) -> Membership:
         first_ranks=tuple(rank * mesh.stride(Axis.PIPELINE) for rank in range(pp)),
         groups={Group.WORLD: world} if pp > 1 else {},
         pipelines=np.zeros(pp, dtype=np.int64),
+        domains=folded_domains(mesh),
     )
 
 
@@ -129,6 +133,7 @@ def single_members(mesh: DeviceMesh) -> Membership:
             if count_of(digits) > 1
         },
         pipelines=first_of_group(ranks, _pipeline_digits(mesh)),
+        domains=single_domains(mesh, ranks),
     )
 
 
@@ -145,7 +150,11 @@ def coloured_members(
     kinds = {group: digits for group, digits in mesh.digits.items() if count_of(digits) > 1}
     pipeline = _pipeline_digits(mesh)
     # All ranks are in the group of the whole world, which tells nobody apart.
-    class_of = refined(colours, [pipeline, *(digits for group, digits in kinds.items() if group is not Group.WORLD)])
+    class_of = refined(
+        colours,
+        [pipeline, *(digits for group, digits in kinds.items() if group is not Group.WORLD)],
+        [mesh.domains[tier - 1] for tier in uplink_tiers(mesh)],
+    )
     _, first = np.unique(class_of, return_index=True)
     order = np.lexsort((first, pipeline_rank_of(first, mesh)))
     first = first[order]
@@ -162,6 +171,7 @@ def coloured_members(
         first_ranks=tuple(first.tolist()),
         groups={group: found for group, found in meetings.items() if (found.participants > 1).any()},
         pipelines=_meetings(class_of, first, pipeline).number,
+        domains=coloured_domains(mesh, class_of, first),
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from simulator.cost.memory import MEMORY, Held
 from simulator.cost.pricing import StageCosts
 from simulator.cost.resident import levels_of, resident
-from simulator.engine import Communicator, Program, RankClass, Resource
+from simulator.engine import Communicator, Program, RankClass
 from simulator.engine.program import LONGEST_STEP_PS, longest_ps
 from simulator.errors import ScenarioError, Violation
 from simulator.lowering.builder import (
@@ -26,11 +26,13 @@ from simulator.lowering.builder import (
 from simulator.lowering.chunks import Chunk, ChunkPass
 from simulator.lowering.data import DataLowering
 from simulator.lowering.edges import EdgeWriter
+from simulator.lowering.interference import Interfering
 from simulator.lowering.layers import LayerLowering
 from simulator.lowering.members import Membership, folded_members
 from simulator.lowering.offload import HostLowering
 from simulator.lowering.order import Pass, rank_order
 from simulator.lowering.passes import PassLowering
+from simulator.lowering.resources import ResourceBook, slots_of
 from simulator.lowering.routines import RoutineWriter
 from simulator.lowering.transfers import Transfers
 from simulator.parallel.assumptions import Assumptions
@@ -38,9 +40,6 @@ from simulator.parallel.layout import Layout
 from simulator.parallel.mesh import DeviceMesh
 from simulator.parallel.training import Training
 from simulator.schedule import PipelineSchedule
-
-NUM_DIRECTIONS = 2
-"""Resources of a port: out and in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,7 +88,11 @@ def lower_step(
         ScenarioError: the step is longer than the engine can count.
     """
     members = folded_members(mesh) if members is None else members
-    registry = Registry()
+    slots = slots_of(costs, mesh)
+    scale = assumptions.communication_interference
+    registry = Registry(
+        uplinks=slots.uplinks, interfering=Interfering(ports=costs.ports, scale=scale) if scale else None
+    )
     registry.streams.number(COMPUTE_STREAM)
     transfers = Transfers(mesh, assumptions.collectives)
     passes = PassLowering(
@@ -111,10 +114,7 @@ def lower_step(
         boundary_bytes=costs.boundary_bytes,
         host=HostLowering(
             offload=training.offload,
-            slots={
-                resource: NUM_DIRECTIONS * len(costs.ports) + number
-                for number, resource in enumerate(costs.host_bytes_per_s)
-            },
+            slots=slots.host,
             update_efficiency=assumptions.host_update_efficiency,
         ),
     )
@@ -250,7 +250,7 @@ class _StepLowering:
         registry, members = self.registry, self.members
         communicators: list[Communicator] = []
         names: Names[str] = Names()
-        resources: list[Resource] = []
+        book = ResourceBook(costs=self.costs, mesh=self.mesh, members=members)
         classes: list[RankClass] = []
         for number, rank in enumerate(members.pipeline_ranks):
             bound: list[int] = []
@@ -259,18 +259,18 @@ class _StepLowering:
                 bound.append(names.number(name))
                 if bound[-1] == len(communicators):
                     communicators.append(Communicator(name=name, participants=participants))
-            ports = self._resources(number)
+            resources, sharers = book.bind(number)
             classes.append(
                 RankClass(
                     name=members.names[number],
                     count=members.counts[number],
                     calls=calls[rank],
-                    resources=tuple(range(len(resources), len(resources) + len(ports))),
+                    resources=resources,
+                    sharers=sharers,
                     communicators=tuple(bound),
                     initial=levels_of(self.resident(rank)),
                 )
             )
-            resources += ports
         return Program(
             streams=tuple(registry.streams.numbers),
             categories=tuple(CATEGORIES),
@@ -279,26 +279,9 @@ class _StepLowering:
             num_indices=self.schedule.microbatches,
             routines=tuple(written.routine for written in self.routines),
             classes=tuple(classes),
-            resources=tuple(resources),
+            resources=tuple(book.resources),
             communicators=tuple(communicators),
         )
-
-    def _resources(self, number: int) -> list[Resource]:
-        """The ports of one class, two directions each: slot 2·port + direction; then what it uses of its host."""
-        tiers, class_name = self.mesh.cluster.tiers, self.members.names[number]
-        host = [
-            Resource(name=f"{class_name} / {resource}", bytes_per_s=rate)
-            for resource, rate in self.costs.host_bytes_per_s.items()
-        ]
-        return [
-            Resource(
-                name=f"{class_name} / {tiers[port.tier].name}"
-                f"{f' axis {port.dim}' if tiers[port.tier].dims else ''} {way}",
-                bytes_per_s=port.bytes_per_s * self.members.bandwidth_share(number, port.tier, port.dim),
-            )
-            for port in self.costs.ports
-            for way in ("out", "in")
-        ] + host
 
     def resident(self, rank: int) -> tuple[Held, ...]:
         """Returns what a pipeline rank holds outside any microbatch."""

@@ -193,6 +193,11 @@ class Assumptions(BaseModel):
         "(power, caches, neighbours, launch gaps). Fitted: mean error 0 over 37 published A100 runs, none of them of "
         "GPT-3 175B or Llama 3.1 405B (docs/accuracy.md).",
     )
+    communication_interference: Annotated[float, Field(ge=0, le=10)] = Field(
+        0.0,
+        description="What collectives cost the compute beside them: this times the share of multiprocessors that the "
+        "library's channels hold (E4.17), 0.13 for NVLink of an H100. TPUs have none.",
+    )
     step_overhead: Annotated[Seconds, Field(le=1e5)] = Field(
         0.0, description="Host time of a step that nothing hides (logging, data loading)."
     )

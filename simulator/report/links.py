@@ -11,7 +11,10 @@ from simulator.cluster.tiers import tiers_under_port
 from simulator.cost.collectives import Port, Traffic
 from simulator.engine import Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
-from simulator.lowering.step import NUM_DIRECTIONS, LoweredStep
+from simulator.lowering.resources import NUM_DIRECTIONS
+from simulator.lowering.step import LoweredStep
+from simulator.lowering.uplinks import shared_uplinks
+from simulator.parallel.mesh import DeviceMesh
 from simulator.report.books import entries_of
 from simulator.report.network_result import LinkUse, Volume
 
@@ -80,13 +83,15 @@ def sent_by_port(traffic: Traffic, ports: tuple[Port, ...]) -> dict[int, int]:
 
 
 def link_uses_of(
-    step: LoweredStep, cluster: Cluster, ports: tuple[Port, ...], timeline: Timeline
+    step: LoweredStep, mesh: DeviceMesh, ports: tuple[Port, ...], timeline: Timeline
 ) -> tuple[LinkUse, ...]:
     """Returns for each kind of link how full it is on the rank class that uses its own most.
 
+    Of an oversubscribed tier it is the uplinks of a domain, which all ranks in it share.
+
     Args:
         step: the program with its resources.
-        cluster: its tiers.
+        mesh: its tiers, and what ranks share of them.
         ports: ports of a device.
         timeline: what the engine found.
     """
@@ -98,19 +103,21 @@ def link_uses_of(
     time_s = max(1, timeline.makespan_ps) / PICOSECONDS_PER_SECOND
     use = carried / capacity / time_s
     rows = []
-    of_ports = NUM_DIRECTIONS * len(ports)
-    for first in (*range(0, of_ports, NUM_DIRECTIONS), *range(of_ports, slots.shape[1])):
-        port, on_network = first // NUM_DIRECTIONS, first < of_ports
-        columns = np.arange(first, first + (NUM_DIRECTIONS if on_network else 1))
-        if not carried[:, columns].any():
+    shared = [link.port for link in shared_uplinks(mesh, ports)]
+    of_ports, of_network = NUM_DIRECTIONS * len(ports), NUM_DIRECTIONS * (len(ports) + len(shared))
+    for first in (*range(0, of_ports, NUM_DIRECTIONS), *range(of_network, slots.shape[1])):
+        port, on_network = first // NUM_DIRECTIONS, first < of_network
+        own = np.arange(first, first + (NUM_DIRECTIONS if on_network else 1))
+        columns = own + NUM_DIRECTIONS * (len(ports) + shared.index(port) - port) if port in shared else own
+        if not carried[:, own].any():
             continue
         number, way = divmod(int(use[:, columns].argmax()), len(columns))
         slot = slots[number, columns[way]]
         rows.append(
             LinkUse(
-                link=link_name(cluster, ports[port]) if on_network else resources[slot].name.rpartition(" / ")[2],
-                tier=cluster.tiers[ports[port].tier].name if on_network else HOST,
-                carried_bytes=max(int((carried[:, column].astype(object) * counts).sum()) for column in columns),
+                link=link_name(mesh.cluster, ports[port]) if on_network else resources[slot].name.rpartition(" / ")[2],
+                tier=mesh.cluster.tiers[ports[port].tier].name if on_network else HOST,
+                carried_bytes=max(int((carried[:, column].astype(object) * counts).sum()) for column in own),
                 class_=classes[number].name,
                 direction=_WAYS[way] if on_network else "",
                 capacity_bytes_per_s=float(capacity[number, columns[way]]),

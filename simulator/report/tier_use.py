@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.errors import SimulatorFault
-from simulator.lowering.step import NUM_DIRECTIONS
+from simulator.lowering.resources import NUM_DIRECTIONS
+from simulator.lowering.uplinks import shared_uplinks
 from simulator.report.links import link_name
 from simulator.report.simulated import Simulated
 
@@ -29,6 +30,9 @@ Numbers = npt.NDArray[np.float64]
 
 def tier_use_table(simulated: Simulated, slices: int = SLICES) -> pl.DataFrame:
     """Returns the share of the capacity of each kind of link that is in use, in equal slices of the step.
+
+    Of the uplinks of an oversubscribed tier it is the share of what falls to each rank when all send; one that sends
+    while others do not may use more.
 
     Columns: `tier`, `link`, `direction`, `begin_s`, `end_s`, `use_fraction` (mean over the ranks of the classes that
     were recorded), `highest_use_fraction` (of the class that uses its link most), `class` (which that is).
@@ -98,6 +102,9 @@ def _use(simulated: Simulated, slices: int) -> tuple[list[int], Numbers, Numbers
                 moved[own, demand.resource] += demand.bytes * shares
     slots = np.array([program.classes[number].resources[:num_slots] for number in classes], dtype=np.int64)
     capacity = np.array([resource.bytes_per_s for resource in program.resources])[slots.reshape(len(classes), -1)]
+    for link in shared_uplinks(simulated.mesh, simulated.costs.ports):
+        here = slice(NUM_DIRECTIONS * link.port, NUM_DIRECTIONS * (link.port + 1))
+        capacity[:, here] *= simulated.costs.ports[link.port].bytes_per_s / link.port_bytes_per_s
     slice_s = timeline.makespan_ps / PICOSECONDS_PER_SECOND / slices
     counts = np.array([program.classes[number].count for number in classes], dtype=np.float64)
     return classes, counts, moved / (capacity[:, :, np.newaxis] * slice_s)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from simulator.cost.collectives import Port, time_alone_s
 from simulator.engine import Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category, Direction
-from simulator.lowering.step import NUM_DIRECTIONS, LoweredStep
+from simulator.lowering.resources import NUM_DIRECTIONS
+from simulator.lowering.step import LoweredStep
 from simulator.parallel.mesh import DeviceMesh
 from simulator.report.books import entries_of
 from simulator.report.flows import flows_of
@@ -83,7 +86,7 @@ def communication_of(
         for tier, sent_in_tier in enumerate(exchange.traffic.tier_bytes):
             tier_bytes[tier] += sent_in_tier * times
     num_ranks = sum(rank_class.count for rank_class in step.program.classes)
-    links = link_uses_of(step, mesh.cluster, ports, timeline)
+    links = link_uses_of(step, mesh, ports, timeline)
     return Communication(
         by_axis=tuple(_by_axis(accounts, timeline, slowest, num_ranks)),
         by_tier=tuple(_by_tier(tier_bytes, step, mesh, ports, timeline, num_ranks)),
@@ -139,7 +142,7 @@ def _by_tier(
     timeline: Timeline,
     num_ranks: int,
 ) -> list[TierTraffic]:
-    busy = timeline.resource_busy_ps.reshape(len(step.program.classes), -1)
+    busy = timeline.resource_busy_ps[np.array([each.resources for each in step.program.classes])]
     rows = []
     for tier in mesh.cluster.tiers:
         slots = [

@@ -9,6 +9,7 @@ import pytest
 
 from simulator.engine import (
     Communicator,
+    Demand,
     EventSlot,
     Program,
     RankClass,
@@ -33,6 +34,18 @@ def run_with_spans(program: Program) -> Timeline:
 
 
 both_engines = pytest.mark.parametrize("engine", [run_reference, run_with_spans], ids=["reference", "compiled"])
+
+
+def work(duration_ps: int, **more: object) -> Task:
+    return Task(**{"name": "work", "stream": COMPUTE, "category": WORK, "duration_ps": duration_ps, **more})  # type: ignore[arg-type]
+
+
+def talk(duration_ps: int, **more: object) -> Task:
+    return work(duration_ps, **{"name": "talk", "stream": NETWORK, "category": TALK, **more})
+
+
+def moves(size: int, link: int = 0) -> tuple[Demand, ...]:
+    return (Demand(resource=link, bytes=size),)
 
 
 def program_of(

@@ -110,6 +110,7 @@ def random_program(seed: int, *, contention: bool = True, deadlocks: bool = True
                 count=dice.randint(1, 9),
                 calls=np.array(calls, dtype=np.int32).reshape(len(calls), 2),
                 resources=class_resources,
+                sharers=tuple(dice.choice([1, 1, 2, 7]) for _ in class_resources) if dice.random() < 0.3 else (),
                 communicators=tuple(own),
                 initial=(dice.randint(0, 5), 0),
             )

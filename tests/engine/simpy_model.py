@@ -22,9 +22,10 @@ def simpy_makespan_ps(program: Program) -> int:
         rank_class = program.classes[class_index]
         bytes_on: defaultdict[int, int] = defaultdict(int)
         for demand in task.demands:
-            bytes_on[rank_class.resources[demand.resource]] += demand.bytes
+            sharers = rank_class.sharers[demand.resource] if rank_class.sharers else 1
+            bytes_on[rank_class.resources[demand.resource]] += sharers * demand.bytes
         seconds = max((size / program.resources[link].bytes_per_s for link, size in bytes_on.items()), default=0.0)
-        return task.duration_ps + math.ceil(seconds * 1e12)
+        return task.duration_ps + math.ceil(seconds * 1e12 * (1 - 2.0**-40))
 
     def stream_process(class_index: int, stream: int) -> Generator[simpy.Event, None, None]:
         rank_class = program.classes[class_index]

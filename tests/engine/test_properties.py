@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from simulator.engine import DeadlockError, Program, Timeline, compiled, counter_track, run, state
 from simulator.engine.reference import Transfer, fair_rates, run_reference
 from simulator.errors import SimulatorFault
-from tests.engine.programs import assert_same, run_with_spans
+from tests.engine.programs import assert_same, moves, program_of, run_with_spans, talk
 from tests.engine.random_programs import random_program
 from tests.engine.simpy_model import simpy_makespan_ps
 
@@ -107,31 +107,68 @@ def test_tasks_of_a_stream_do_not_overlap_and_the_makespan_is_between_its_bounds
     assert busiest <= timeline.makespan_ps <= one_after_another_ps(program) + timeline.events
 
 
-def test_a_link_never_carries_more_than_its_capacity_and_each_flow_meets_a_full_link() -> None:
-    dice = np.random.default_rng(5)
-    for _ in range(200):
-        capacity = dice.choice([1.0, 3.0, 10.0], size=4).tolist()
-        transfers = [
-            Transfer(bytes_on={int(link): int(dice.integers(1, 9)) for link in dice.choice(4, dice.integers(1, 4))})
-            for _ in range(dice.integers(1, 7))
-        ]
-        rates = fair_rates(transfers, capacity)
-        load = [0.0] * 4
-        for transfer, rate in zip(transfers, rates, strict=True):
-            for link, share in transfer.shares.items():
-                load[link] += share * rate
-        assert all(used <= speed * (1 + 1e-12) for used, speed in zip(load, capacity, strict=True))
-        for transfer, rate in zip(transfers, rates, strict=True):
-            # Max-min: on some full link no other flow is faster.
-            assert any(
-                load[link] >= capacity[link] * (1 - 1e-12)
-                and all(
-                    rate >= other * (1 - 1e-12)
-                    for each, other in zip(transfers, rates, strict=True)
-                    if link in each.shares
-                )
-                for link in transfer.shares
+@settings(max_examples=300, deadline=None)
+@given(seed=seeds)
+def test_a_link_never_carries_more_than_its_capacity_and_each_flow_meets_a_full_link(seed: int) -> None:
+    dice = np.random.default_rng(seed)
+    capacity = dice.choice([1.0, 3.0, 10.0], size=4).tolist()
+    transfers = [
+        Transfer(
+            bytes_on={int(link): int(dice.integers(1, 9)) for link in dice.choice(4, dice.integers(1, 4))},
+            flow_bytes=int(dice.integers(1, 9)),
+        )
+        for _ in range(dice.integers(1, 9))
+    ]
+    rates = fair_rates(transfers, capacity)
+    load = [0.0] * 4
+    for transfer, rate in zip(transfers, rates, strict=True):
+        for link, share in transfer.shares.items():
+            load[link] += share * rate
+    assert all(used <= speed * (1 + 1e-12) for used, speed in zip(load, capacity, strict=True))
+    for transfer, rate in zip(transfers, rates, strict=True):
+        # Max-min: on some full link no other flow is faster.
+        assert any(
+            load[link] >= capacity[link] * (1 - 1e-12)
+            and all(
+                rate >= other * (1 - 1e-12) for each, other in zip(transfers, rates, strict=True) if link in each.shares
             )
+            for link in transfer.shares
+        )
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=seeds)
+def test_every_byte_is_moved_once_and_no_link_moves_more_than_its_capacity(seed: int) -> None:
+    program = random_program(seed, deadlocks=False)
+    timeline = finished(program)
+    brought = [0] * len(program.resources)
+    for rank_class in program.classes:
+        sharers = rank_class.sharers or (1,) * len(rank_class.resources)
+        for routine in rank_class.calls[:, 0].tolist():
+            for demand in (demand for task in program.routines[routine].tasks for demand in task.demands):
+                brought[rank_class.resources[demand.resource]] += sharers[demand.resource] * demand.bytes
+    assert timeline.resource_bytes.tolist() == brought
+    for number, resource in enumerate(program.resources):
+        room = resource.bytes_per_s * int(timeline.resource_busy_ps[number]) / 1e12
+        assert brought[number] <= room * (1 + 1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=seeds)
+def test_a_class_of_sharers_gets_what_as_many_classes_get(seed: int) -> None:
+    """Ranks that share a link are one class of them, or a class each: the others' times are the same."""
+    dice = np.random.default_rng(seed)
+    sharers, others = int(dice.integers(2, 6)), int(dice.integers(1, 4))
+    amounts = [int(size) for size in dice.integers(1, 100_000, size=1 + others)]
+    starts = [int(start) for start in dice.integers(0, 20_000, size=1 + others)]
+    tasks = [[talk(start, demands=moves(size, 0))] for size, start in zip(amounts, starts, strict=True)]
+    apart = program_of(*[tasks[0]] * sharers, *tasks[1:], links=(1e9,))
+    folded = program_of(*tasks, links=(1e9,))
+    first = replace(folded.classes[0], sharers=(sharers,))
+    folded = replace(folded, classes=(first, *folded.classes[1:]))
+    expected, found = run_with_spans(apart), run_with_spans(folded)
+    assert found.end_ps.tolist() == expected.end_ps.tolist()[sharers - 1 :]
+    assert_same(run_reference(folded), found)
 
 
 @settings(max_examples=60, deadline=None)
@@ -183,7 +220,8 @@ def one_after_another_ps(program: Program) -> int:
             for task in program.routines[routine].tasks:
                 bytes_on: defaultdict[int, int] = defaultdict(int)
                 for demand in task.demands:
-                    bytes_on[rank_class.resources[demand.resource]] += demand.bytes
+                    sharers = rank_class.sharers[demand.resource] if rank_class.sharers else 1
+                    bytes_on[rank_class.resources[demand.resource]] += sharers * demand.bytes
                 speeds = {link: program.resources[link].bytes_per_s for link in bytes_on}
                 total_ps += task.duration_ps
                 if task.communicator is None and not task.demands:

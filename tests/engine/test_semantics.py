@@ -5,37 +5,25 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from simulator.engine import CounterChange, Demand, Program, ProgramError, RankClass, Task, counter_track, run
+from simulator.engine import CounterChange, Program, ProgramError, RankClass, counter_track, run
 from simulator.engine.reference import run_reference
 from tests.engine.programs import (
-    COMPUTE,
     COPY,
     HOST,
-    NETWORK,
-    TALK,
-    WORK,
     Engine,
     assert_same,
     both_engines,
+    moves,
     program_of,
+    talk,
     times,
+    work,
 )
-
-
-def work(duration_ps: int, **more: object) -> Task:
-    return Task(**{"name": "work", "stream": COMPUTE, "category": WORK, "duration_ps": duration_ps, **more})  # type: ignore[arg-type]
-
-
-def talk(duration_ps: int, **more: object) -> Task:
-    return work(duration_ps, **{"name": "talk", "stream": NETWORK, "category": TALK, **more})
-
-
-def moves(size: int, link: int = 0) -> tuple[Demand, ...]:
-    return (Demand(resource=link, bytes=size),)
 
 
 @both_engines
@@ -296,3 +284,22 @@ def test_a_program_that_breaks_a_rule_is_refused(engine: Engine, problem: str) -
     with pytest.raises(ProgramError) as error:
         engine(BROKEN[problem])
     assert str(error.value) == problem
+
+
+@both_engines
+def test_ranks_that_share_a_link_have_a_flow_each(engine: Engine) -> None:
+    # Three ranks of one class and one of another on 4 GB/s: 1 GB/s each. 1000 bytes of the one take 1 us; then the
+    # three have 4/3 GB/s, and 1000 of their 2000 bytes are left: 0.75 us.
+    program = program_of([talk(0, demands=moves(2000))], [talk(0, demands=moves(1000))], links=(4e9,))
+    three = replace(program.classes[0], sharers=(3,))
+    timeline = engine(replace(program, classes=(three, program.classes[1])))
+    assert [times(timeline, number) for number in range(2)] == [[(0, 1_750_000)], [(0, 1_000_000)]]
+    assert timeline.resource_bytes.tolist() == [7000]
+
+
+@both_engines
+def test_what_rounding_leaves_does_not_count_as_a_picosecond(engine: Engine) -> None:
+    # 303 bytes at 0.3 GB/s are 1,010,000 ps, which floating point makes a little more.
+    assert 303 / 0.3e9 * 1e12 > 1_010_000
+    timeline = engine(program_of([talk(0, demands=moves(303))], links=(0.3e9,)))
+    assert times(timeline, 0) == [(0, 1_010_000)]

@@ -17,7 +17,7 @@ from simulator.lowering.layers import LayerLowering, lower_backward, lower_forwa
 from simulator.lowering.step import lower_step
 from simulator.lowering.transfers import Transfers
 from simulator.model.spec import ModelSpec
-from simulator.parallel.assumptions import Assumptions
+from simulator.parallel.assumptions import Assumptions, GradientReduction
 from simulator.parallel.degrees import num_microbatches
 from simulator.parallel.layout import ContextMethod, Layout
 from simulator.parallel.mesh import Group, build_mesh
@@ -100,6 +100,16 @@ def test_a_layer_with_sequence_parallelism_gathers_once_more_in_backward(record:
     labels = [exchange.label for exchange in forward + backward]
     assert (labels.count(Collective.ALL_GATHER), labels.count(Collective.REDUCE_SCATTER)) == (6, 4)
     assert record.agrees_with(_sent(forward + backward))
+
+
+@each("communication", "comm.sp.layer_sent.")
+def test_without_the_second_gathers_a_layer_has_eight_tensor_collectives(record: Record) -> None:
+    """The second gather of each block is the only one that compute of the same block does not need at once."""
+    tp = record.inputs["tp"]
+    forward, backward = _layer_exchanges(record.inputs["model"], record.inputs["seq"], layout=Layout(tp=tp), tp=tp)
+    again = [exchange for exchange in backward if exchange.label == Collective.ALL_GATHER][1::2]
+    assert len(again) == 2
+    assert record.agrees_with(_sent(forward + backward) - _sent(again))
 
 
 @each("communication", "comm.cp.ring_", "comm.cp.ulysses_forward.")
@@ -190,9 +200,17 @@ VARIANTS: dict[str, tuple[int, Precision]] = {
 }
 
 
-def _llama_8b_step(zero: int, precision: Precision, ranks: int, microbatches: int) -> list[tuple[Exchange, int]]:
+def _llama_8b_step(
+    zero: int,
+    precision: Precision,
+    ranks: int,
+    microbatches: int,
+    assumptions: Assumptions = UNPADDED,
+    **layout: Any,
+) -> list[tuple[Exchange, int]]:
     training = Training(sequence_length=128, global_batch=ranks * microbatches, precision=precision)
-    return _step_exchanges(model("llama3.1-8b").spec, Layout(dp=ranks, zero=zero), training, devices=ranks)
+    cut = Layout(dp=ranks, zero=zero, **layout)
+    return _step_exchanges(model("llama3.1-8b").spec, cut, training, devices=ranks, assumptions=assumptions)
 
 
 @each("communication", *(f"comm.dp.{variant}." for variant in VARIANTS))
@@ -202,10 +220,24 @@ def test_a_data_parallel_rank_sends_what_its_zero_stage_says(record: Record) -> 
     assert record.agrees_with(_data_sent(_llama_8b_step(zero, precision, record.inputs["data_parallel"], 1)))
 
 
-@each("communication", "comm.dp.zero3_accumulate_")
+@each("communication", "comm.dp.fsdp_keep_after_forward_bf16.")
+def test_parameters_that_stay_after_forward_are_gathered_once(record: Record) -> None:
+    step = _llama_8b_step(3, BF16_GRADIENTS, record.inputs["data_parallel"], 1, reshard_after_forward=False)
+    assert record.agrees_with(_data_sent(step))
+
+
+@each("communication", "comm.dp.zero3_accumulate_sync.")
 def test_zero_3_gathers_twice_and_reduces_once_a_microbatch(record: Record) -> None:
     inputs = record.inputs
     step = _llama_8b_step(3, BF16_GRADIENTS, inputs["data_parallel"], inputs["microbatches"])
+    assert record.agrees_with(_data_sent(step))
+
+
+@each("communication", "comm.dp.zero3_accumulate_no_sync.")
+def test_zero_3_that_reduces_after_the_last_microbatch_gathers_twice_in_each(record: Record) -> None:
+    inputs = record.inputs
+    once = UNPADDED.model_copy(update={"zero3_reduction": GradientReduction.LAST_MICROBATCH})
+    step = _llama_8b_step(3, BF16_GRADIENTS, inputs["data_parallel"], inputs["microbatches"], once)
     assert record.agrees_with(_data_sent(step))
 
 

@@ -88,7 +88,7 @@ def test_virtual_stages_close_the_pipeline_to_a_ring_and_bidirectional_ones_to_p
 def test_the_use_of_links_is_what_they_carried_over_what_they_could() -> None:
     simulated = pipeline_of_four()
     step, timeline, ports = simulated.step, simulated.timeline, simulated.costs.ports
-    uses = link_uses_of(step, simulated.mesh.cluster, ports, timeline)
+    uses = link_uses_of(step, simulated.mesh, ports, timeline)
     assert [use.link for use in uses] == ["nvlink port", "infiniband port"]
     for use in uses:
         assert 0 < use.use_fraction <= use.busy_fraction <= 1

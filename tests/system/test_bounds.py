@@ -39,7 +39,8 @@ def test_a_step_takes_at_least_the_bytes_of_its_busiest_resource_over_its_capaci
     for number, rank_class in enumerate(program.classes):
         for _, task in _tasks(program, number):
             for demand in task.demands:
-                carried[rank_class.resources[demand.resource]] += demand.bytes
+                sharers = rank_class.sharers[demand.resource] if rank_class.sharers else 1
+                carried[rank_class.resources[demand.resource]] += sharers * demand.bytes
     assert carried == timeline.resource_bytes.tolist()
     for resource, count in enumerate(carried):
         needed_ps = count / program.resources[resource].bytes_per_s * PICOSECONDS_PER_SECOND

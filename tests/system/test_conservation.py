@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
@@ -147,7 +148,8 @@ def test_the_engine_moves_the_bytes_that_the_books_say(scenario: Scenario) -> No
         return
     ports = len(simulated.costs.ports)
     counts = [rank_class.count for rank_class in step.program.classes]
-    by_class = simulated.timeline.resource_bytes.reshape(len(counts), ports, 2)
+    own = np.array([rank_class.resources[: 2 * ports] for rank_class in step.program.classes])
+    by_class = simulated.timeline.resource_bytes[own].reshape(len(counts), ports, 2)
     out, into = ((by_class[:, 0, way] * counts).sum() for way in (0, 1))
     booked = summarise(simulated).communication.by_tier[0].total_bytes
     assert out == into
