@@ -47,7 +47,8 @@ def bisection_bytes_per_s(tier: Tier) -> float:
 
     Switch: size / 2 ports over the oversubscription. Mesh: size^2 / 4 links. Torus: the links across the axis with
     the fewest, twice where it is a ring. Links: those between the halves of the domains, of the narrowest halves, or
-    the ports of a half if they are fewer. The halves are made of whole inner domains, as far as their number allows.
+    the ports of a half if they are fewer; narrower uplinks inside the domains are not looked at. The halves are made of
+    whole inner domains, as far as their number allows.
 
     Source: Dally and Towles, Principles and Practices of Interconnection Networks, 2004, section 3.3.
     """

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
+from operator import mul
 
 import numpy as np
+import numpy.typing as npt
 
 from simulator.cluster import Cluster, TierKind
 from simulator.cluster.tiers import tiers_under_port
 from simulator.cost.collectives import Port, Traffic
-from simulator.engine import Timeline
+from simulator.cost.pricing import StageCosts
+from simulator.engine import Program, Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
-from simulator.lowering.resources import NUM_DIRECTIONS
+from simulator.lowering.resources import NUM_DIRECTIONS, WAYS, slots_of
 from simulator.lowering.step import LoweredStep
-from simulator.lowering.uplinks import shared_uplinks
 from simulator.parallel.mesh import DeviceMesh
 from simulator.report.books import entries_of
 from simulator.report.network_result import LinkUse, Volume
@@ -22,7 +25,6 @@ AXES = ("tp", "cp", "ep", "pp", "dp", "embedding")
 """In the order of rows."""
 HOST = "host"
 """What stands for a tier at links of the host."""
-_WAYS = ("out", "in")
 
 
 def link_name(cluster: Cluster, port: Port) -> str:
@@ -82,50 +84,91 @@ def sent_by_port(traffic: Traffic, ports: tuple[Port, ...]) -> dict[int, int]:
     return found
 
 
-def link_uses_of(
-    step: LoweredStep, mesh: DeviceMesh, ports: tuple[Port, ...], timeline: Timeline
-) -> tuple[LinkUse, ...]:
-    """Returns for each kind of link how full it is on the rank class that uses its own most.
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LinkSlots:
+    """The resources of all classes that are links of one kind, in one direction."""
 
-    Of an oversubscribed tier it is the uplinks of a domain, which all ranks in it share.
+    link: str
+    """Kind of link."""
+    tier: str
+    """Name of its tier, or `host`."""
+    direction: str
+    """out or in; empty for a link of the host."""
+    slot: int
+    """Resource slot of the classes."""
+    resources: npt.NDArray[np.int64]
+    """The resources behind the slot, each once."""
+    classes: tuple[int, ...]
+    """For each of them, the first class that uses it."""
+    weights: npt.NDArray[np.int64]
+    """For each of them, how many such links it stands for."""
+
+
+def links_of(program: Program, mesh: DeviceMesh, costs: StageCosts) -> list[LinkSlots]:
+    """Returns the links of a program: ports of devices, uplinks of domains where ranks share them, and of the host.
+
+    Args:
+        program: rank classes with their resources.
+        mesh: the ranks and their tiers.
+        costs: ports of a device and links of a host.
+    """
+    slots = slots_of(costs, mesh)
+    found = []
+    for number, port in enumerate(costs.ports):
+        tier = mesh.cluster.tiers[port.tier].name
+        for way, direction in enumerate(WAYS):
+            slot = slots.uplinks.get(number, NUM_DIRECTIONS * number) + way
+            found.append(_link(program, slot, link_name(mesh.cluster, port), tier, direction))
+    return found + [_link(program, slot, str(resource), HOST, "") for resource, slot in slots.host.items()]
+
+
+def _link(program: Program, slot: int, link: str, tier: str, direction: str) -> LinkSlots:
+    bound = np.array([rank_class.resources[slot] for rank_class in program.classes], dtype=np.int64)
+    resources, classes = np.unique(bound, return_index=True)
+    owners = [program.classes[number] for number in classes.tolist()]
+    return LinkSlots(
+        link=link,
+        tier=tier,
+        direction=direction,
+        slot=slot,
+        resources=resources,
+        classes=tuple(classes.tolist()),
+        weights=np.array([owner.count // (owner.sharers[slot] if owner.sharers else 1) for owner in owners]),
+    )
+
+
+def link_uses_of(step: LoweredStep, mesh: DeviceMesh, costs: StageCosts, timeline: Timeline) -> tuple[LinkUse, ...]:
+    """Returns for each kind of link how full the fullest one is.
 
     Args:
         step: the program with its resources.
-        mesh: its tiers, and what ranks share of them.
-        ports: ports of a device.
+        mesh: the ranks and their tiers.
+        costs: ports of a device and links of a host.
         timeline: what the engine found.
     """
-    classes, resources = step.program.classes, step.program.resources
-    slots = np.array([rank_class.resources for rank_class in classes], dtype=np.int64)
-    counts = np.array([rank_class.count for rank_class in classes], dtype=object)
-    carried = timeline.resource_bytes[slots]
-    capacity = np.array([resource.bytes_per_s for resource in resources])[slots]
     time_s = max(1, timeline.makespan_ps) / PICOSECONDS_PER_SECOND
-    use = carried / capacity / time_s
-    rows = []
-    shared = [link.port for link in shared_uplinks(mesh, ports)]
-    of_ports, of_network = NUM_DIRECTIONS * len(ports), NUM_DIRECTIONS * (len(ports) + len(shared))
-    for first in (*range(0, of_ports, NUM_DIRECTIONS), *range(of_network, slots.shape[1])):
-        port, on_network = first // NUM_DIRECTIONS, first < of_network
-        own = np.arange(first, first + (NUM_DIRECTIONS if on_network else 1))
-        columns = own + NUM_DIRECTIONS * (len(ports) + shared.index(port) - port) if port in shared else own
-        if not carried[:, own].any():
+    rows: dict[tuple[str, str], LinkUse] = {}
+    for link in links_of(step.program, mesh, costs):
+        moved = timeline.resource_bytes[link.resources]
+        if not moved.any():
             continue
-        number, way = divmod(int(use[:, columns].argmax()), len(columns))
-        slot = slots[number, columns[way]]
-        rows.append(
-            LinkUse(
-                link=link_name(mesh.cluster, ports[port]) if on_network else resources[slot].name.rpartition(" / ")[2],
-                tier=mesh.cluster.tiers[ports[port].tier].name if on_network else HOST,
-                carried_bytes=max(int((carried[:, column].astype(object) * counts).sum()) for column in own),
-                class_=classes[number].name,
-                direction=_WAYS[way] if on_network else "",
-                capacity_bytes_per_s=float(capacity[number, columns[way]]),
-                use_fraction=float(use[number, columns[way]]),
-                busy_fraction=int(timeline.resource_busy_ps[slot]) / max(1, timeline.makespan_ps),
-            )
+        capacity = np.array([step.program.resources[resource].bytes_per_s for resource in link.resources.tolist()])
+        use = moved / capacity / time_s
+        fullest = int(use.argmax())
+        row = LinkUse(
+            link=link.link,
+            tier=link.tier,
+            carried_bytes=sum(map(mul, moved.tolist(), link.weights.tolist())),
+            class_=step.program.classes[link.classes[fullest]].name,
+            direction=link.direction,
+            capacity_bytes_per_s=float(capacity[fullest]),
+            use_fraction=float(use[fullest]),
+            busy_fraction=int(timeline.resource_busy_ps[link.resources[fullest]]) / max(1, timeline.makespan_ps),
         )
-    return tuple(rows)
+        other = rows.get((link.tier, link.link))
+        if other is None or row.use_fraction > other.use_fraction:
+            rows[link.tier, link.link] = row
+    return tuple(rows.values())
 
 
 def busiest_of(links: tuple[LinkUse, ...]) -> LinkUse | None:

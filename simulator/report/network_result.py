@@ -25,21 +25,21 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkUse:
-    """One kind of link over a whole step, and the rank class that uses its own most."""
+    """One kind of link over a whole step, and the fullest of its kind."""
 
     link: str
     """As in `Volume`; also what a rank has of the links of its host."""
     tier: str
     """Name of the tier; `host` for links of the host."""
     carried_bytes: int
-    """Bytes that keep the links of all ranks busy, in the fuller direction; flags of a protocol and ways that are
+    """Bytes that keep all links of the kind busy, in the fuller direction; flags of a protocol and ways that are
     shared count, so they may be more than are sent."""
     class_: str
-    """The rank class whose link is used most."""
+    """The rank class whose link is the fullest; of an uplink, a class that shares it."""
     direction: str
     """out or in, whichever of its two is used more; empty for a link of the host."""
     capacity_bytes_per_s: float
-    """Bandwidth of that link of a rank, one direction, as modelled."""
+    """Bandwidth of that link, one direction, as modelled: of a rank's port, or of all uplinks of a domain."""
     use_fraction: float
     """Share of what that link could carry in the step that it does carry."""
     busy_fraction: float

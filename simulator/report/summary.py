@@ -43,7 +43,7 @@ def summarise(simulated: Simulated, *, levers: Levers | None = None) -> result.R
             simulated.step,
             simulated.schedule,
             mesh=simulated.mesh,
-            ports=simulated.costs.ports,
+            costs=simulated.costs,
             timeline=simulated.timeline,
             slowest=slowest,
             better_order=simulated.better_order,

@@ -13,9 +13,7 @@ import numpy.typing as npt
 
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.errors import SimulatorFault
-from simulator.lowering.resources import NUM_DIRECTIONS
-from simulator.lowering.uplinks import shared_uplinks
-from simulator.report.links import link_name
+from simulator.report.links import links_of
 from simulator.report.simulated import Simulated
 
 if TYPE_CHECKING:
@@ -31,11 +29,8 @@ Numbers = npt.NDArray[np.float64]
 def tier_use_table(simulated: Simulated, slices: int = SLICES) -> pl.DataFrame:
     """Returns the share of the capacity of each kind of link that is in use, in equal slices of the step.
 
-    Of the uplinks of an oversubscribed tier it is the share of what falls to each rank when all send; one that sends
-    while others do not may use more.
-
-    Columns: `tier`, `link`, `direction`, `begin_s`, `end_s`, `use_fraction` (mean over the ranks of the classes that
-    were recorded), `highest_use_fraction` (of the class that uses its link most), `class` (which that is).
+    Columns: `tier`, `link`, `direction`, `begin_s`, `end_s`, `use_fraction` (mean over the links of the classes that
+    were recorded), `highest_use_fraction` (of the fullest link then), `class` (whose it is).
 
     Args:
         simulated: a simulated step, with spans.
@@ -48,66 +43,57 @@ def tier_use_table(simulated: Simulated, slices: int = SLICES) -> pl.DataFrame:
 
     if simulated.timeline.spans is None:
         raise SimulatorFault("a table of the tiers' use needs a timeline with spans; run the engine with record_spans")
-    classes, counts, use = _use(simulated, slices)
-    names = [rank_class.name for rank_class in simulated.step.program.classes]
+    program = simulated.step.program
+    moved = _moved_bytes(simulated, slices)
     width_s = simulated.timeline.makespan_ps / PICOSECONDS_PER_SECOND / slices
-    cluster, ports = simulated.mesh.cluster, simulated.costs.ports
+    recorded = set(np.unique(simulated.timeline.spans["class"]).tolist())
     frames = []
-    for number, port in enumerate(ports):
-        for direction, way in enumerate(("out", "in")):
-            here = use[:, NUM_DIRECTIONS * number + direction]
-            if here.any():
-                frames.append(
-                    {
-                        "tier": [cluster.tiers[port.tier].name] * slices,
-                        "link": [link_name(cluster, port)] * slices,
-                        "direction": [way] * slices,
-                        "begin_s": (np.arange(slices) * width_s).tolist(),
-                        "end_s": (np.arange(1, slices + 1) * width_s).tolist(),
-                        "use_fraction": np.average(here, axis=0, weights=counts).tolist(),
-                        "highest_use_fraction": here.max(axis=0).tolist(),
-                        "class": [names[classes[place]] for place in here.argmax(axis=0).tolist()],
-                    }
-                )
+    for link in links_of(program, simulated.mesh, simulated.costs):
+        known = [place for place, number in enumerate(link.classes) if number in recorded]
+        resources = link.resources[known]
+        capacity = np.array([program.resources[resource].bytes_per_s for resource in resources.tolist()])
+        use = moved[resources] / (capacity[:, np.newaxis] * width_s)
+        if use.any():
+            names = [program.classes[link.classes[place]].name for place in known]
+            frames.append(
+                {
+                    "tier": [link.tier] * slices,
+                    "link": [link.link] * slices,
+                    "direction": [link.direction] * slices,
+                    "begin_s": (np.arange(slices) * width_s).tolist(),
+                    "end_s": (np.arange(1, slices + 1) * width_s).tolist(),
+                    "use_fraction": np.average(use, axis=0, weights=link.weights[known]).tolist(),
+                    "highest_use_fraction": use.max(axis=0).tolist(),
+                    "class": [names[place] for place in use.argmax(axis=0).tolist()],
+                }
+            )
     texts, numbers = ("tier", "link", "direction"), ("begin_s", "end_s", "use_fraction", "highest_use_fraction")
     schema = dict.fromkeys(texts, pl.String) | dict.fromkeys(numbers, pl.Float64) | {"class": pl.String}
     return pl.concat([pl.DataFrame(schema=schema), *(pl.DataFrame(frame, schema=schema) for frame in frames)])
 
 
-def _use(simulated: Simulated, slices: int) -> tuple[list[int], Numbers, Numbers]:
-    """Returns the recorded classes, their ranks, and `[class, slot, slice]`: share of each port's capacity in use."""
-    program, timeline = simulated.step.program, simulated.timeline
-    spans = timeline.spans
-    if spans is None:
-        raise SimulatorFault("no spans were recorded")
-    num_slots = NUM_DIRECTIONS * len(simulated.costs.ports)
-    classes: list[int] = np.unique(spans["class"]).tolist()
-    moved = np.zeros((len(classes), num_slots, slices))
-    place = np.searchsorted(classes, spans["class"])
-    key = np.cumsum([0, *(len(routine.tasks) for routine in program.routines)])[spans["routine"]] + spans["task"]
-    by_task = np.argsort(key, kind="stable")
-    starts = np.flatnonzero(np.diff(key[by_task], prepend=-1))
+def _moved_bytes(simulated: Simulated, slices: int) -> Numbers:
+    """Returns the bytes that each resource moves in each slice, `[resource, slice]`, for the classes recorded."""
+    program, spans = simulated.step.program, simulated.timeline.spans
+    moved = np.zeros((len(program.resources), slices))
+    if spans is None or not len(spans):
+        return moved
+    first = np.cumsum([0, *(len(routine.tasks) for routine in program.routines)])
     tasks = [task for routine in program.routines for task in routine.tasks]
-    for rows in np.split(by_task, starts[1:]) if len(spans) else ():
-        task = tasks[key[rows[0]]]
-        demands = [demand for demand in task.demands if demand.resource < num_slots]
-        if not demands:
-            continue
-        end_ps = spans["end_ps"][rows].astype(np.float64)
-        begin_ps = np.minimum(spans["begin_ps"][rows] + task.duration_ps, end_ps - 1)
-        for own in np.unique(place[rows]).tolist():
-            mine = place[rows] == own
-            shares = _in_slices(begin_ps[mine], end_ps[mine], timeline.makespan_ps, slices)
-            for demand in demands:
-                moved[own, demand.resource] += demand.bytes * shares
-    slots = np.array([program.classes[number].resources[:num_slots] for number in classes], dtype=np.int64)
-    capacity = np.array([resource.bytes_per_s for resource in program.resources])[slots.reshape(len(classes), -1)]
-    for link in shared_uplinks(simulated.mesh, simulated.costs.ports):
-        here = slice(NUM_DIRECTIONS * link.port, NUM_DIRECTIONS * (link.port + 1))
-        capacity[:, here] *= simulated.costs.ports[link.port].bytes_per_s / link.port_bytes_per_s
-    slice_s = timeline.makespan_ps / PICOSECONDS_PER_SECOND / slices
-    counts = np.array([program.classes[number].count for number in classes], dtype=np.float64)
-    return classes, counts, moved / (capacity[:, :, np.newaxis] * slice_s)
+    key = (first[spans["routine"]] + spans["task"]) * len(program.classes) + spans["class"]
+    order = np.argsort(key, kind="stable")
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+    for rows in np.split(order, starts[1:]):
+        number, own = divmod(int(key[rows[0]]), len(program.classes))
+        task, rank_class = tasks[number], program.classes[own]
+        if task.demands:
+            end_ps = spans["end_ps"][rows].astype(np.float64)
+            begin_ps = np.minimum(spans["begin_ps"][rows] + task.duration_ps, end_ps - 1)
+            shares = _in_slices(begin_ps, end_ps, simulated.timeline.makespan_ps, slices)
+            for demand in task.demands:
+                sharers = rank_class.sharers[demand.resource] if rank_class.sharers else 1
+                moved[rank_class.resources[demand.resource]] += sharers * demand.bytes * shares
+    return moved
 
 
 def _in_slices(begin_ps: Numbers, end_ps: Numbers, makespan_ps: int, slices: int) -> Numbers:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from simulator.cost.collectives import Port, time_alone_s
+from simulator.cost.pricing import StageCosts
 from simulator.engine import Timeline
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.lowering.builder import CATEGORIES, Category, Direction
@@ -48,7 +49,7 @@ def communication_of(
     schedule: PipelineSchedule,
     *,
     mesh: DeviceMesh,
-    ports: tuple[Port, ...],
+    costs: StageCosts,
     timeline: Timeline,
     slowest: int,
     better_order: BetterOrder | None = None,
@@ -59,11 +60,12 @@ def communication_of(
         step: programs and the exchanges of each routine.
         schedule: order of actions on every pipeline rank.
         mesh: the ranks and their tiers.
-        ports: ports of a device.
+        costs: ports of a device and links of a host.
         timeline: what the engine found.
         slowest: class whose times are reported.
         better_order: another order of the axes that is faster, if one was found.
     """
+    ports = costs.ports
     accounts: dict[tuple[str, str], _Account] = defaultdict(_Account)
     tier_bytes = [0] * len(mesh.cluster.tiers)
     received = 0
@@ -86,7 +88,7 @@ def communication_of(
         for tier, sent_in_tier in enumerate(exchange.traffic.tier_bytes):
             tier_bytes[tier] += sent_in_tier * times
     num_ranks = sum(rank_class.count for rank_class in step.program.classes)
-    links = link_uses_of(step, mesh, ports, timeline)
+    links = link_uses_of(step, mesh, costs, timeline)
     return Communication(
         by_axis=tuple(_by_axis(accounts, timeline, slowest, num_ranks)),
         by_tier=tuple(_by_tier(tier_bytes, step, mesh, ports, timeline, num_ranks)),

@@ -101,6 +101,8 @@ def test_bisection_bandwidth_is_the_smallest_cut_of_the_graph(cluster: Cluster) 
             continue
         if part.oversubscription > 1 and part.links is None and part.size // inner % 2:
             continue  # halves of an odd number of domains cut one of them
+        if part.links is not None and cluster.tiers[part.index - 1].oversubscription > 1:
+            continue  # uplinks inside the linked domains, which this bound leaves out, may be narrower
         own = own_network(graph, cluster, part.index)
         cuts = [flow(own, near, set(range(part.size)) - near, part.kind) for near in halves(part, cluster)]
         assert bisection_bytes_per_s(part) == pytest.approx(min(cuts))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from simulator.cli import app
-from simulator.config.scenario import Scenario
+from simulator.config.scenario import Scenario, read_scenario
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.parallel.layout import Axis
 from simulator.report.flows import flows_of
@@ -87,8 +87,8 @@ def test_virtual_stages_close_the_pipeline_to_a_ring_and_bidirectional_ones_to_p
 
 def test_the_use_of_links_is_what_they_carried_over_what_they_could() -> None:
     simulated = pipeline_of_four()
-    step, timeline, ports = simulated.step, simulated.timeline, simulated.costs.ports
-    uses = link_uses_of(step, simulated.mesh, ports, timeline)
+    step, timeline = simulated.step, simulated.timeline
+    uses = link_uses_of(step, simulated.mesh, simulated.costs, timeline)
     assert [use.link for use in uses] == ["nvlink port", "infiniband port"]
     for use in uses:
         assert 0 < use.use_fraction <= use.busy_fraction <= 1
@@ -185,3 +185,18 @@ def test_a_table_of_an_unknown_kind_is_refused_before_the_work() -> None:
     done = CliRunner().invoke(app, ["run", "straggler-node-64", "--tier-use", "use.doc"])
     assert done.exit_code == 2
     assert "--tier-use use.doc: ends in .doc, which is no kind of table" in done.output
+
+
+def test_uplinks_that_ranks_share_are_counted_once() -> None:
+    """Eight leaves of 32 devices: each has 32 ports of 47.5 GB/s over 7."""
+    simulated = run_steps(read_scenario("oversubscribed-spine"), record_spans=True)
+    (use,) = (
+        use
+        for use in link_uses_of(simulated.step, simulated.mesh, simulated.costs, simulated.timeline)
+        if use.link == "spine uplink"
+    )
+    assert use.capacity_bytes_per_s == pytest.approx(32 * 47.5e9 / 7)
+    time_s = simulated.timeline.makespan_ps / PICOSECONDS_PER_SECOND
+    assert use.carried_bytes == pytest.approx(8 * use.use_fraction * use.capacity_bytes_per_s * time_s)
+    rows = tier_use_table(simulated).filter((pl.col("link") == use.link) & (pl.col("direction") == use.direction))
+    assert rows["use_fraction"].mean() == pytest.approx(use.use_fraction, rel=1e-6)
