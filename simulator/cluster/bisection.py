@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 
+import networkx as nx
+
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.tier import Links, Tier
 from simulator.cluster.tier_spec import MAX_LISTED_DOMAINS, TierKind
@@ -58,18 +60,32 @@ def bisection_bytes_per_s(tier: Tier) -> float:
     if tier.kind is TierKind.MESH:
         return half * other * pair_bandwidth_bytes_per_s(tier)
     if tier.links is not None and tier.links.num_domains > 1:
-        near = tier.links.num_domains // 2 * (tier.size // tier.links.num_domains)
-        return min(_across(tier.links), near * tier.bandwidth_bytes_per_s)
+        return _across(tier.links, tier.size // tier.links.num_domains * tier.bandwidth_bytes_per_s)
     return half * tier.bandwidth_bytes_per_s / tier.oversubscription
 
 
-def _across(links: Links) -> float:
-    """Bandwidth of the links between two halves of the domains, of the narrowest way to halve them."""
+def _across(links: Links, ports_bytes_per_s: float) -> float:
+    """Bandwidth between two halves of the domains, of the narrowest way to halve them.
+
+    Args:
+        links: what joins the domains.
+        ports_bytes_per_s: of all devices of one domain.
+    """
     count = links.num_domains
-    half = count // 2
+    half, other = count // 2, count - count // 2
     if not links.pairs or count > MAX_LISTED_DOMAINS:
-        return half * (count - half) * links.bandwidth_bytes_per_s
-    return min(
-        sum(pair[2] for pair in links.pairs if (pair[0] in near) != (pair[1] in near))
-        for near in map(set, itertools.combinations(range(count), half))
-    )
+        of_near = half * min(ports_bytes_per_s, other * links.bandwidth_bytes_per_s)
+        return min(of_near, other * min(ports_bytes_per_s, half * links.bandwidth_bytes_per_s))
+    graph: nx.DiGraph[int | str] = nx.DiGraph()
+    for first, second, bandwidth, _ in links.pairs:
+        graph.add_edge(first, second, capacity=bandwidth)
+        graph.add_edge(second, first, capacity=bandwidth)
+    return min(_flow(graph, near, count, ports_bytes_per_s) for near in itertools.combinations(range(count), half))
+
+
+def _flow(graph: nx.DiGraph[int | str], near: tuple[int, ...], count: int, ports_bytes_per_s: float) -> float:
+    """What some domains can send to all others, through domains on the way."""
+    whole = graph.copy()
+    for domain in range(count):
+        whole.add_edge(*(("source", domain) if domain in near else (domain, "sink")), capacity=ports_bytes_per_s)
+    return float(nx.maximum_flow_value(whole, "source", "sink"))
