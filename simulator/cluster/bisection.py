@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from simulator.cluster.cluster import Cluster
 from simulator.cluster.tier import Links, Tier
 from simulator.cluster.tier_spec import MAX_LISTED_DOMAINS, TierKind
 from simulator.cluster.tiers import pair_bandwidth_bytes_per_s
 from simulator.cluster.torus import links_across
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,8 @@ def _across(links: Links, ports_bytes_per_s: float) -> float:
     if not links.pairs or count > MAX_LISTED_DOMAINS:
         of_near = half * min(ports_bytes_per_s, other * links.bandwidth_bytes_per_s)
         return min(of_near, other * min(ports_bytes_per_s, half * links.bandwidth_bytes_per_s))
+    import networkx as nx  # here, as it takes a fifth of a second to load
+
     graph: nx.DiGraph[int | str] = nx.DiGraph()
     for first, second, bandwidth, _ in links.pairs:
         graph.add_edge(first, second, capacity=bandwidth)
@@ -85,6 +89,8 @@ def _across(links: Links, ports_bytes_per_s: float) -> float:
 
 def _flow(graph: nx.DiGraph[int | str], near: tuple[int, ...], count: int, ports_bytes_per_s: float) -> float:
     """What some domains can send to all others, through domains on the way."""
+    import networkx as nx
+
     whole = graph.copy()
     for domain in range(count):
         whole.add_edge(*(("source", domain) if domain in near else (domain, "sink")), capacity=ports_bytes_per_s)
