@@ -12,13 +12,12 @@ from simulator.engine import run
 from simulator.engine.program import PICOSECONDS_PER_SECOND
 from simulator.errors import SimulatorFault
 from simulator.lowering.paces import pacer_of
-from simulator.lowering.step import lower_step
 from simulator.lowering.variation import drawn_members
 from simulator.report.levers import Base, tried_changes
 from simulator.report.network_result import BetterOrder
 from simulator.report.orders import better_order, candidates_of
 from simulator.report.result import Lever
-from simulator.report.simulated import Simulated
+from simulator.report.simulated import Simulated, lowered_again
 from simulator.report.spread import Draws
 from simulator.report.summary import slowest_class, summarise
 
@@ -74,15 +73,7 @@ def draw_steps(simulated: Simulated, progress: Progress | None = None) -> Draws:
     if jitter is None:
         raise SimulatorFault("steps are drawn without jitter")
     members = drawn_members(variation, jitter.fold)
-    step = lower_step(
-        simulated.costs,
-        schedule,
-        mesh=simulated.mesh,
-        layout=scenario.layout,
-        training=scenario.training,
-        assumptions=scenario.assumptions,
-        members=members,
-    )
+    step = lowered_again(simulated, members=members)
     pacer = pacer_of(step, members, variation, schedule, jitter=jitter, seed=scenario.seed)
     makespans, slowest = [], []
     for number in range(scenario.variability.drawn_steps):

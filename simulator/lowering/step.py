@@ -130,7 +130,7 @@ def lower_step(
             meets=members.meets,
             passes=passes,
             assumptions=assumptions,
-            ends=(schedule.stage_to_rank[0], schedule.stage_to_rank[schedule.chain - 1]),
+            ends=schedule.ends,
         ),
     )
     calls = [lowering.calls(rank) for rank in range(schedule.pp)]

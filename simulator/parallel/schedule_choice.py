@@ -12,8 +12,6 @@ from simulator.units import Bytes
 
 LIMITED = tuple(name for name, kind in SCHEDULES.items() if kind.needs_profile)
 """Schedules whose order is made for the times and the memory of the stages."""
-JOINED = 3
-"""Column of an `ActionArray`."""
 
 
 class LimitedSchedule(BaseModel):
@@ -62,7 +60,8 @@ def choice_violations(schedule: ScheduleChoice, pp: int, vpp: int, microbatches:
 def ends_meet(schedule: ScheduleChoice, vpp: int) -> bool:
     """Returns whether one pipeline rank holds the first and the last stage of the model (V placement)."""
     if isinstance(schedule, PipelineSchedule):
-        return schedule.stage_to_rank[0] == schedule.stage_to_rank[schedule.chain - 1]
+        first, last = schedule.ends
+        return first == last
     name = name_of(schedule)
     return vpp > 1 if name in LIMITED else SCHEDULES[name].ends_meet
 
@@ -70,5 +69,5 @@ def ends_meet(schedule: ScheduleChoice, vpp: int) -> bool:
 def joins_passes(schedule: ScheduleChoice) -> bool:
     """Returns whether some passes of a schedule run overlapped (DualPipe)."""
     if isinstance(schedule, PipelineSchedule):
-        return any(bool(actions[:, JOINED].any()) for actions in schedule.ranks)
+        return schedule.joins_passes
     return SCHEDULES[name_of(schedule)].joins_passes

@@ -64,7 +64,7 @@ def receiver_of(party: Party | None, rank: int, schedule: PipelineSchedule) -> i
             onward = party.message is Message.ACTIVATION
             other = schedule.next(stage) if onward else schedule.previous(stage)
         case Pair.TIED_TABLE:
-            ends = schedule.stage_to_rank[0], schedule.stage_to_rank[schedule.chain - 1]
+            ends = schedule.ends
             return ends[1] if rank == ends[0] else ends[0]
         case Pair.MIRROR:
             other = (schedule.stages_of(rank)[0] + schedule.chain) % schedule.num_stages

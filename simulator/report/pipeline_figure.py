@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from simulator.errors import ScenarioError, Violation
 from simulator.report import pipeline_style as style
+from simulator.report.file_format import format_of
 from simulator.report.pipeline_actions import KINDS, FloatArray, PipelineActions, RankActions
 from simulator.report.pipeline_style import Colour, Window
 
@@ -59,16 +58,8 @@ def picture_format(name: str) -> PictureFormat:
     Raises:
         ScenarioError: it is none of them.
     """
-    ending = PurePath(name).suffix.lower().removeprefix(".")
-    if ending in tuple(PictureFormat):
-        return PictureFormat(ending)
-    violation = Violation(
-        path=f"--picture {name[:80]}",
-        problem=f"ends in {'.' + ending if ending else 'nothing'}, which is no kind of picture",
-        why="the ending of the name chooses how the picture is written",
-        mend=f"end it in {', '.join('.' + each for each in PictureFormat)}, or write - for the terminal",
-    )
-    raise ScenarioError([violation])
+    mend = f"end it in {', '.join('.' + each for each in PictureFormat)}, or write - for the terminal"
+    return format_of(name, PictureFormat, option="--picture", what="picture", mend=mend)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

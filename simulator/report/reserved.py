@@ -10,9 +10,8 @@ from simulator.cost.allocator_settings import AllocatorSettings
 from simulator.cost.resident import OUTSIDE_ALLOCATOR, PLANNING_VENDORS
 from simulator.lowering.allocation import allocation_trace
 from simulator.lowering.evaluation import enough_microbatches
-from simulator.lowering.step import lower_step
 from simulator.parallel.assumptions import Allocator
-from simulator.report.simulated import Simulated
+from simulator.report.simulated import Simulated, lowered_again
 from simulator.schedule import build_schedule
 
 MOST_MICROBATCHES = 512
@@ -69,14 +68,7 @@ def play(simulated: Simulated, class_number: int) -> tuple[AllocationTrace, Rese
     fewer = _fewer_microbatches(simulated)
     if fewer < schedule.microbatches:
         schedule = build_schedule(schedule.name, pp=schedule.pp, vpp=simulated.scenario.layout.vpp, microbatches=fewer)
-        step = lower_step(
-            simulated.costs,
-            schedule,
-            mesh=simulated.mesh,
-            layout=simulated.scenario.layout,
-            training=simulated.scenario.training,
-            assumptions=simulated.scenario.assumptions,
-        )
+        step = lowered_again(simulated, schedule=schedule)
         class_number = step.pipeline_ranks.index(rank)
     trace = allocation_trace(step, simulated.costs, schedule, class_number)
     resident = step.resident[rank]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from simulator.cost.pricing import StageCosts
 from simulator.engine import Timeline
 from simulator.errors import ScenarioError, Violation
-from simulator.lowering.step import LoweredStep
+from simulator.lowering.members import Membership
+from simulator.lowering.step import LoweredStep, lower_step
 from simulator.lowering.variation import Variation
 from simulator.model.layers import Model
 from simulator.parallel.mesh import DeviceMesh
@@ -63,6 +64,28 @@ class Simulated:
         """Number of the rank class with the highest peak, the first of equal ones."""
         peaks = self.timeline.counter_peaks
         return max(range(len(peaks)), key=lambda number: peaks[number].total)
+
+
+def lowered_again(
+    simulated: Simulated, *, schedule: PipelineSchedule | None = None, members: Membership | None = None
+) -> LoweredStep:
+    """Returns the program of a simulated job with another order of actions or other rank classes.
+
+    Args:
+        simulated: the simulation.
+        schedule: order of actions; None: the same.
+        members: rank classes; None: one for each pipeline rank.
+    """
+    scenario = simulated.scenario
+    return lower_step(
+        simulated.costs,
+        simulated.schedule if schedule is None else schedule,
+        mesh=simulated.mesh,
+        layout=scenario.layout,
+        training=scenario.training,
+        assumptions=scenario.assumptions,
+        members=members,
+    )
 
 
 def class_number(names: Sequence[str], wanted: str, *, option: str) -> int:

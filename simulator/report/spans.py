@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from enum import StrEnum
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from simulator.engine.program import PICOSECONDS_PER_SECOND
-from simulator.errors import ScenarioError, SimulatorFault, Violation
+from simulator.errors import SimulatorFault
 from simulator.lowering.step import LoweredStep
+from simulator.report.file_format import format_of
 from simulator.report.pipeline_actions import call_of_action, call_of_span, pipeline_classes
 from simulator.report.simulated import Simulated, class_number
 from simulator.report.trace import DEFAULT_MAX_SPANS, choose_classes, spans_per_class
@@ -41,18 +41,10 @@ def table_format(name: str, option: str = "--timeline") -> TableFormat:
     Raises:
         ScenarioError: it is none of them.
     """
-    ending = PurePath(name).suffix.lower().removeprefix(".")
     if name == "-":
         return TableFormat.CSV
-    if ending in tuple(TableFormat):
-        return TableFormat(ending)
-    violation = Violation(
-        path=f"{option} {name[:80]}",
-        problem=f"ends in {'.' + ending if ending else 'nothing'}, which is no kind of table",
-        why="the ending of the name chooses how the table is written",
-        mend=f"end it in {' or '.join('.' + each for each in TableFormat)}",
-    )
-    raise ScenarioError([violation])
+    mend = f"end it in {' or '.join('.' + each for each in TableFormat)}"
+    return format_of(name, TableFormat, option=option, what="table", mend=mend)
 
 
 def classes_to_show(step: LoweredStep, named: Sequence[str] = (), *, max_spans: int = DEFAULT_MAX_SPANS) -> list[int]:

@@ -100,6 +100,16 @@ class PipelineSchedule:
         """Microbatches that go through one chain of stages in a step."""
         return self.microbatches // self.directions
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Pipeline ranks of the first and the last stage of the model; of two directions those of the first."""
+        return self.stage_to_rank[0], self.stage_to_rank[self.chain - 1]
+
+    @property
+    def joins_passes(self) -> bool:
+        """Whether some actions run overlapped."""
+        return any(bool(actions[:, 3].any()) for actions in self.ranks)
+
     def previous(self, stage: int) -> int | None:
         """Returns the stage that a stage gets its activations from; None for the first of a chain."""
         return stage - 1 if stage % self.chain else None

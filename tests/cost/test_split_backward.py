@@ -7,12 +7,13 @@ LLAMA as in test_liveness: a token in 16 bits has hidden 8 (16 bytes), queries 4
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 
-from simulator.cost.tape import Splits, Use, WeightGradients
+from simulator.cost.tape import LayerTapes, Splits, Use, WeightGradients
 from simulator.model.adapters import Adapters
 from simulator.model.decoder import build_model
 from simulator.model.kernels import CrossEntropy, Kernels
@@ -224,16 +225,24 @@ def _layers(spec: ModelSpec, kernels: Kernels, choice: RecomputeChoice) -> list[
     return [(layer, choice if layer.kind in inner else NOTHING) for layer in layers]
 
 
-@given(spec=specs(), kernels=KERNELS, choice=CHOICES, cuts=SPLITS)
-def test_both_halves_together_do_what_a_whole_backward_does(
+def _compared(
     spec: ModelSpec, kernels: Kernels, choice: RecomputeChoice, cuts: Splits
-) -> None:
-    """They leave the same tensors, make each weight gradient once and end at the same level."""
+) -> Iterator[tuple[LayerTapes, Played, Played, Played]]:
+    """For each layer of a model: its tapes, its whole backward, and the two halves of a split one."""
     shape = workload(64, top_k=spec.experts.top_k if spec.experts else 1)
     for layer, chosen in _layers(spec, kernels, choice):
         given = {"choice": chosen, "cuts": cuts, "shape": shape}
         tapes, _, whole = both_passes(layer, **given)
         _, inputs, weights = both_halves(layer, **given)
+        yield tapes, whole, inputs, weights
+
+
+@given(spec=specs(), kernels=KERNELS, choice=CHOICES, cuts=SPLITS)
+def test_both_halves_together_do_what_a_whole_backward_does(
+    spec: ModelSpec, kernels: Kernels, choice: RecomputeChoice, cuts: Splits
+) -> None:
+    """They leave the same tensors, make each weight gradient once and end at the same level."""
+    for tapes, whole, inputs, weights in _compared(spec, kernels, choice, cuts):
         assert _made(inputs) + _made(weights) == _made(whole)
         assert weights.names(-1) == whole.names(-1) - {tapes.handed_gradient}
         assert (tapes.handed_by_input in inputs.names(-1)) is (tapes.handed_by_input != "")
@@ -244,11 +253,7 @@ def test_both_halves_together_do_what_a_whole_backward_does(
 def test_the_first_half_is_never_higher_than_a_whole_backward_and_what_waits(
     spec: ModelSpec, kernels: Kernels, choice: RecomputeChoice, cuts: Splits
 ) -> None:
-    shape = workload(64, top_k=spec.experts.top_k if spec.experts else 1)
-    for layer, chosen in _layers(spec, kernels, choice):
-        given = {"choice": chosen, "cuts": cuts, "shape": shape}
-        whole = both_passes(layer, **given)[2]
-        _, inputs, weights = both_halves(layer, **given)
+    for _, whole, inputs, weights in _compared(spec, kernels, choice, cuts):
         assert inputs.highest <= whole.highest + sum(_sizes(weights, 0).values())
 
 
@@ -257,11 +262,7 @@ def test_nothing_is_gathered_or_recomputed_twice(
     spec: ModelSpec, kernels: Kernels, choice: RecomputeChoice, cuts: Splits
 ) -> None:
     """Each tensor comes as often as in a whole backward, or less: a result that waits is not made again."""
-    shape = workload(64, top_k=spec.experts.top_k if spec.experts else 1)
-    for layer, chosen in _layers(spec, kernels, choice):
-        given = {"choice": chosen, "cuts": cuts, "shape": shape}
-        whole = both_passes(layer, **given)[2]
-        _, inputs, weights = both_halves(layer, **given)
+    for _, whole, inputs, weights in _compared(spec, kernels, choice, cuts):
         names = {entry.name for entry in whole.entries if not entry.name.startswith("gradient of ")}
         for name in names:
             assert inputs.times_allocated(name) + weights.times_allocated(name) <= whole.times_allocated(name), name
